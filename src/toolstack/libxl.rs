@@ -1,0 +1,405 @@
+//! The toolstack over libxl, in this process.
+
+use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use xenlight::{
+    Children, Context, DomainChange, DomainConfig, DomainEvent, DomainEvents, ErrorCode, Library, LogLevel,
+    LogRecord, LogSink, Operation, Release, SaveFlags, Trigger, Wait,
+};
+
+use super::{Domain, Domid, Error, ShutdownReason, State, Toolstack};
+use crate::guest_config::GuestConfig;
+use crate::image::{Image, NewImage};
+
+/// How long an aborted call may take to come back. libxl's own steps are limited to less; beyond this something is
+/// stuck, and the guest is reported instead of waited for.
+const ABORT_GRACE: Duration = Duration::from_secs(60);
+
+/// Why libxl can't be used on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no libxl that fits the running hypervisor.
+    #[error(transparent)]
+    Library(#[from] xenlight::OpenError),
+    /// libxl could not connect to the hypervisor or to xenstored.
+    #[error("{0}; is this dom0, is xenstored running, and are you root?")]
+    Connect(xenlight::Error),
+}
+
+/// libxl of the running hypervisor's release.
+pub struct Libxl {
+    library: Library,
+    context: Context,
+    verbose: bool,
+}
+
+/// Writes libxl's log to standard error as it comes.
+struct Stderr;
+
+impl LogSink for Stderr {
+    fn record(&self, record: &LogRecord) {
+        if record.level != LogLevel::Progress {
+            eprintln!("{record}");
+        }
+    }
+}
+
+fn connect(library: &Library, verbose: bool) -> Result<Context, xenlight::Error> {
+    let sink = verbose.then(|| Box::new(Stderr) as Box<dyn LogSink>);
+    // Several contexts, each with children: the one mode in which libxl allows that.
+    Context::open(library, Children::LibxlReapsOwn, sink)
+}
+
+impl Libxl {
+    /// Opens the libxl of the running hypervisor. `verbose` has its log written to standard error.
+    ///
+    /// # Errors
+    /// When there is no such library, its release is not one that is known to work, or it can't connect.
+    pub fn open(verbose: bool) -> Result<Self, OpenError> {
+        Self::with_library(Library::open_running()?, verbose)
+    }
+
+    /// Uses an opened library.
+    ///
+    /// # Errors
+    /// When libxl can't connect to the hypervisor or to xenstored.
+    pub fn with_library(library: Library, verbose: bool) -> Result<Self, OpenError> {
+        let context = connect(&library, verbose).map_err(OpenError::Connect)?;
+        Ok(Self { library, context, verbose })
+    }
+
+    /// The release in use.
+    pub fn release(&self) -> Release {
+        self.context.release()
+    }
+
+    /// A context of its own for a call that builds a domain: libxl does that with the context locked, so on a shared
+    /// one builds would wait for each other, and all other calls for them.
+    fn builder(&self, action: &'static str) -> Result<Context, Error> {
+        connect(&self.library, self.verbose).map_err(|e| failed(action, &e))
+    }
+
+    fn finish_build(
+        &self,
+        context: &Context,
+        action: &'static str,
+        build: xenlight::Result<Operation<Domid>>,
+        deadline: Option<Instant>,
+    ) -> Result<Domid, Error> {
+        let (outcome, timed_out) = within(build, deadline);
+        outcome.map_err(|e| {
+            let mut error = failed(action, &e);
+            error.timed_out = timed_out;
+            if let Some(leftover) = e.leftover()
+                && let Err(e) = context.destroy(leftover).and_then(Operation::wait)
+            {
+                error.cause += &format!("; its half-made domain {leftover} could not be removed: {e}");
+            }
+            error
+        })
+    }
+
+    /// Lets a guest run on after a failed save. libxl refuses, and changes nothing, when it was never suspended.
+    fn resume_after(&self, domid: Domid, mut error: Error) -> Error {
+        let resumed = self.context.resume(domid, true).and_then(Operation::wait);
+        if let Err(e) = resumed {
+            match self.context.info(domid) {
+                Ok(info) if info.shutdown != Some(xenlight::ShutdownReason::Suspend) => {}
+                Ok(_) => {
+                    error.left_suspended = true;
+                    error.cause += &format!("; it could not be resumed either: {e}");
+                }
+                Err(info) => error.cause += &format!("; what became of it is not known: {info}"),
+            }
+        }
+        error
+    }
+
+    fn press_power_button(&self, domid: Domid) -> xenlight::Result<()> {
+        self.context.trigger(domid, Trigger::Power, 0)?.wait()
+    }
+
+    /// Sends one request. `None`: it needs no acknowledgement.
+    fn ask_to_shut_down(&self, domid: Domid) -> xenlight::Result<Option<Operation<()>>> {
+        match self.context.shutdown(domid) {
+            Ok(request) => Ok(Some(request)),
+            Err(e) if e.code() == Some(ErrorCode::NoParavirt) => {
+                self.press_power_button(domid).map(|()| None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn failed(action: &'static str, e: &xenlight::Error) -> Error {
+    Error { action, cause: e.to_string(), timed_out: false, left_suspended: false }
+}
+
+/// Waits for an operation until the deadline, then aborts it. Says whether it was aborted.
+fn within<T>(
+    operation: xenlight::Result<Operation<T>>,
+    deadline: Option<Instant>,
+) -> (xenlight::Result<T>, bool) {
+    let operation = match operation {
+        Ok(operation) => operation,
+        Err(e) => return (Err(e), false),
+    };
+    match operation.wait_until(deadline) {
+        Wait::Done(result) => (result, false),
+        Wait::Pending(operation) => {
+            if let Err(e) = operation.abort() {
+                return (Err(e), true);
+            }
+            match operation.wait_until(Some(Instant::now() + ABORT_GRACE)) {
+                // It was done before the abort reached it.
+                Wait::Done(Ok(value)) => (Ok(value), false),
+                Wait::Done(Err(e)) => (Err(e), true),
+                Wait::Pending(operation) => (Err(operation.give_up()), true),
+            }
+        }
+    }
+}
+
+fn reason(reason: xenlight::ShutdownReason) -> ShutdownReason {
+    use xenlight::ShutdownReason as R;
+    match reason {
+        R::Poweroff => ShutdownReason::Poweroff,
+        R::Reboot => ShutdownReason::Reboot,
+        R::Suspend => ShutdownReason::Suspend,
+        R::Crash => ShutdownReason::Crash,
+        R::Watchdog => ShutdownReason::Watchdog,
+        R::SoftReset => ShutdownReason::SoftReset,
+        R::Other(code) => ShutdownReason::Other(code),
+        _ => ShutdownReason::Other(-1),
+    }
+}
+
+/// What a wait for a shutdown sees next.
+enum Seen {
+    Domain(xenlight::Result<DomainEvent>),
+    Answer(xenlight::Result<()>),
+}
+
+/// The next domain event or the answer to the request, whichever comes first; `None` when the deadline has passed.
+fn next(
+    events: &mut DomainEvents,
+    request: &mut Option<Operation<()>>,
+    deadline: Option<Instant>,
+) -> Option<Seen> {
+    use xenlight::futures_core::Stream;
+    let either = poll_fn(|cx| {
+        if let Poll::Ready(Some(event)) = Pin::new(&mut *events).poll_next(cx) {
+            return Poll::Ready(Seen::Domain(event));
+        }
+        if let Some(pending) = request
+            && let Poll::Ready(answer) = Pin::new(pending).poll(cx)
+        {
+            *request = None;
+            return Poll::Ready(Seen::Answer(answer));
+        }
+        Poll::Pending
+    });
+    block_until(either, deadline)
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future on this thread until it is ready or the deadline has passed.
+fn block_until<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut cx = std::task::Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return Some(output);
+        }
+        match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+            None => std::thread::park(),
+            Some(left) if left.is_zero() => return None,
+            Some(left) => std::thread::park_timeout(left),
+        }
+    }
+}
+
+impl Toolstack for Libxl {
+    fn describe(&self) -> String {
+        format!("libxl {}", self.release())
+    }
+
+    fn domains(&self) -> Result<Vec<Domain>, Error> {
+        let now = SystemTime::now();
+        let list = self.context.list().map_err(|e| failed("list domains", &e))?;
+        Ok(list
+            .into_iter()
+            .map(|info| {
+                let state = if info.dying {
+                    State::Dying
+                } else if let Some(why) = info.shutdown {
+                    State::Shutdown(reason(why))
+                } else if info.paused {
+                    State::Paused
+                } else {
+                    State::Running
+                };
+                Domain {
+                    domid: info.domid,
+                    uuid: info.uuid,
+                    name: self.context.name(info.domid),
+                    state,
+                    never_stop: info.never_stop,
+                    stubdom: self.context.stubdom_target(info.domid).is_some(),
+                    memory_kib: info.current_kib + info.outstanding_kib,
+                    max_memory_kib: info.max_kib,
+                    vcpus: info.vcpus_online,
+                    cpu_time: info.cpu_time,
+                    uptime: self
+                        .context
+                        .start_time(info.domid)
+                        .and_then(|started| now.duration_since(started).ok()),
+                }
+            })
+            .collect())
+    }
+
+    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>) -> Result<Domid, Error> {
+        const ACTION: &str = "create";
+        let context = self.builder(ACTION)?;
+        let build =
+            DomainConfig::from_json(guest.json.clone()).and_then(|config| context.create(&config));
+        self.finish_build(&context, ACTION, build, deadline)
+    }
+
+    fn restore(&self, image: &Image, deadline: Option<Instant>) -> Result<Domid, Error> {
+        const ACTION: &str = "restore";
+        let context = self.builder(ACTION)?;
+        let stream = image.stream().map_err(|e| Error {
+            action: ACTION,
+            cause: format!("can't read {}: {e}", image.path.display()),
+            timed_out: false,
+            left_suspended: false,
+        })?;
+        let build = DomainConfig::from_json(without_domid(image.config.clone()))
+            .and_then(|config| context.restore(&config, stream.into()));
+        self.finish_build(&context, ACTION, build, deadline)
+    }
+
+    fn unpause(&self, domid: Domid) -> Result<(), Error> {
+        self.context.unpause(domid).and_then(Operation::wait).map_err(|e| failed("unpause", &e))
+    }
+
+    fn save(&self, domain: &Domain, target: &mut NewImage, deadline: Option<Instant>) -> Result<(), Error> {
+        const ACTION: &str = "save";
+        let (config, timed_out) = within(self.context.configuration(domain.domid), deadline);
+        let config = config.map_err(|e| Error { timed_out, ..failed(ACTION, &e) })?;
+        let prepared: std::io::Result<File> = target
+            .write_header(&without_domid(config.into_json()))
+            .and_then(|()| target.file().try_clone());
+        let stream = prepared.map_err(|e| Error {
+            action: ACTION,
+            cause: format!("can't write {}: {e}", target.path().display()),
+            timed_out: false,
+            left_suspended: false,
+        })?;
+        let save = self.context.save(domain.domid, stream.into(), SaveFlags::default());
+        let (outcome, timed_out) = within(save, deadline);
+        outcome
+            .map(drop)
+            .map_err(|e| self.resume_after(domain.domid, Error { timed_out, ..failed(ACTION, &e) }))
+    }
+
+    fn resume(&self, domid: Domid) -> Result<(), Error> {
+        self.context.resume(domid, true).and_then(Operation::wait).map_err(|e| failed("resume", &e))
+    }
+
+    fn request_shutdown(&self, domain: &Domain) -> Result<(), Error> {
+        // The request is in xenstore once the call has returned; the guest's answer is not waited for.
+        self.ask_to_shut_down(domain.domid).map(drop).map_err(|e| failed("shutdown", &e))
+    }
+
+    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<(), Error> {
+        const ACTION: &str = "shutdown";
+        let fail = |e: xenlight::Error| failed(ACTION, &e);
+        let mut events = self.context.domain_events();
+        events.watch(domain.domid, domain.uuid).map_err(fail)?;
+        let mut request = match self.ask_to_shut_down(domain.domid) {
+            Ok(request) => request,
+            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => return Ok(()),
+            Err(e) => return Err(fail(e)),
+        };
+        loop {
+            match next(&mut events, &mut request, deadline) {
+                Some(Seen::Domain(event)) => match event.map_err(fail)?.change {
+                    DomainChange::Shutdown(xenlight::ShutdownReason::Suspend) => {}
+                    DomainChange::Shutdown(_) | DomainChange::Death => return Ok(()),
+                },
+                Some(Seen::Answer(Ok(()))) => {}
+                // It did not react, as a guest does that is still booting: ask again.
+                Some(Seen::Answer(Err(e))) if e.code() == Some(ErrorCode::TimedOut) => {
+                    request = self.ask_to_shut_down(domain.domid).map_err(fail)?;
+                }
+                // It was gone before it could answer, which its event will say.
+                Some(Seen::Answer(Err(e)))
+                    if matches!(e.code(), Some(ErrorCode::DomainNotFound | ErrorCode::DomainDestroyed)) => {}
+                Some(Seen::Answer(Err(e))) => return Err(fail(e)),
+                None => {
+                    return Err(Error {
+                        action: ACTION,
+                        cause: "it has not shut down within its limit".into(),
+                        timed_out: true,
+                        left_suspended: false,
+                    });
+                }
+            }
+        }
+    }
+
+    fn destroy(&self, domid: Domid) -> Result<(), Error> {
+        match self.context.destroy(domid).and_then(Operation::wait) {
+            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => Ok(()),
+            other => other.map_err(|e| failed("destroy", &e)),
+        }
+    }
+
+    fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error> {
+        self.context.sysrq(domid, letter).map_err(|e| failed("sysrq", &e))
+    }
+}
+
+/// The number a domain had is nothing to ask for when it comes back: it may be another's by then.
+fn without_domid(mut config: serde_json::Value) -> serde_json::Value {
+    if let Some(info) = config.get_mut("c_info").and_then(|c| c.as_object_mut()) {
+        info.remove("domid");
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_ends_waiting_for_a_future_that_never_comes() {
+        let before = Instant::now();
+        let limit = Duration::from_millis(30);
+        assert_eq!(block_until(std::future::pending::<()>(), Some(before + limit)), None);
+        assert!(before.elapsed() >= limit);
+    }
+
+    #[test]
+    fn the_number_is_left_out_of_what_comes_back() {
+        let config = serde_json::json!({"c_info": {"domid": 7, "name": "web"}});
+        assert_eq!(without_domid(config), serde_json::json!({"c_info": {"name": "web"}}));
+    }
+}

@@ -1,0 +1,149 @@
+//! What the lifecycle needs of a toolstack, as one trait.
+//!
+//! [`libxl`] implements it in-process. Everything above this module is written against [`Toolstack`] only, so
+//! that a host without a usable libxl can be served by another implementation.
+
+pub mod libxl;
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::guest_config::GuestConfig;
+use crate::image::{Image, NewImage};
+
+/// A domain id as the hypervisor numbers them. Domain 0 is dom0.
+pub type Domid = u32;
+
+/// Why a domain has shut down, as the hypervisor reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShutdownReason {
+    /// The guest powered itself off.
+    Poweroff,
+    /// The guest asked to be rebooted.
+    Reboot,
+    /// The guest is suspended: a save or a migration is under way, or one has failed half-way.
+    Suspend,
+    /// The guest crashed.
+    Crash,
+    /// The guest's watchdog expired.
+    Watchdog,
+    /// The guest asked for a soft reset.
+    SoftReset,
+    /// A code that this program does not know.
+    Other(i32),
+}
+
+/// What a domain is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Running, blocked or runnable: alive.
+    Running,
+    /// Paused by the toolstack.
+    Paused,
+    /// Shut down for this reason, not destroyed: it still holds its memory.
+    Shutdown(ShutdownReason),
+    /// Destroyed, but something still holds references to its memory (a zombie).
+    Dying,
+}
+
+/// One domain as the toolstack lists it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Domain {
+    /// Its number; a new one each time the guest is created.
+    pub domid: Domid,
+    /// Its UUID, which stays the same over reboot, save and migration.
+    pub uuid: Uuid,
+    /// Its name. `None` while the domain is being destroyed, and for domains that nobody has named.
+    pub name: Option<String>,
+    /// What it is doing.
+    pub state: State,
+    /// The hypervisor forbids to stop it (a xenstore domain).
+    pub never_stop: bool,
+    /// It runs a device model for another domain, with which it comes and goes.
+    pub stubdom: bool,
+    /// Memory it holds now, KiB.
+    pub memory_kib: u64,
+    /// Memory it may have, KiB.
+    pub max_memory_kib: u64,
+    /// Virtual CPUs that are online.
+    pub vcpus: u32,
+    /// CPU time used by all its vCPUs.
+    pub cpu_time: Duration,
+    /// How long ago it was started. `None` when nobody recorded it.
+    pub uptime: Option<Duration>,
+}
+
+impl Domain {
+    /// Whether start and stop may ever act on it: a guest with a name that no migration is moving.
+    ///
+    /// Domain 0, domains that must never be stopped, device model stub domains, nameless domains (being
+    /// destroyed, or not ours) and the two halves of a migration (`--incoming`, `--migratedaway`) are not.
+    pub fn is_manageable(&self) -> bool {
+        let Some(name) = &self.name else { return false };
+        self.domid != 0
+            && !self.never_stop
+            && !self.stubdom
+            && self.state != State::Dying
+            && !name.ends_with("--incoming")
+            && !name.ends_with("--migratedaway")
+    }
+}
+
+/// A failed toolstack call: which guest, what was tried, why it failed, what it left behind.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} failed: {cause}")]
+pub struct Error {
+    /// What was tried, e.g. `save`, `create`, `list domains`.
+    pub action: &'static str,
+    /// The toolstack's own words, with the log lines that belong to the call.
+    pub cause: String,
+    /// The call was ended because its limit was reached.
+    pub timed_out: bool,
+    /// Set when the guest was left suspended because it could not be resumed after the failure.
+    pub left_suspended: bool,
+}
+
+/// What start, stop and status need of a toolstack.
+///
+/// Calls block until libxl (or the command) reports completion and may be made from several threads at once. A
+/// `deadline` of `None` is no limit; when it passes, the call is ended through the toolstack's own abort and the
+/// error has `timed_out` set.
+pub trait Toolstack: Send + Sync {
+    /// Which toolstack this is, for people, e.g. `libxl 4.17`.
+    fn describe(&self) -> String;
+
+    /// All domains, dom0 included.
+    fn domains(&self) -> Result<Vec<Domain>, Error>;
+
+    /// Creates a guest and leaves it paused. After an error no half-made domain is left.
+    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>) -> Result<Domid, Error>;
+
+    /// Builds a guest from a saved image and leaves it paused; the image file is only read. After an error no
+    /// half-made domain is left.
+    fn restore(&self, image: &Image, deadline: Option<Instant>) -> Result<Domid, Error>;
+
+    /// Lets a paused guest run.
+    fn unpause(&self, domid: Domid) -> Result<(), Error>;
+
+    /// Writes the guest's image (header and stream) into `target` and leaves the guest suspended.
+    ///
+    /// After an error the guest has been resumed and runs on, unless `left_suspended` says otherwise. The caller
+    /// makes the image durable and only then destroys the guest.
+    fn save(&self, domain: &Domain, target: &mut NewImage, deadline: Option<Instant>) -> Result<(), Error>;
+
+    /// Lets a guest that a save has left suspended run on.
+    fn resume(&self, domid: Domid) -> Result<(), Error>;
+
+    /// Asks a guest to shut down and returns at once. A guest without PV drivers gets the ACPI power button.
+    fn request_shutdown(&self, domain: &Domain) -> Result<(), Error>;
+
+    /// Asks a guest to shut down and waits until it has shut down (state [`State::Shutdown`]) or is gone.
+    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<(), Error>;
+
+    /// Ends a domain at once and frees what it holds. A domain that is gone already is a success.
+    fn destroy(&self, domid: Domid) -> Result<(), Error>;
+
+    /// Sends a SysRq letter to a guest.
+    fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error>;
+}

@@ -1,0 +1,315 @@
+//! Domain configurations, as libxl's own JSON.
+
+use std::ffi::{CString, c_void};
+
+use serde_json::Value;
+use uuid::Uuid;
+use xenlight_sys as sys;
+
+use crate::context::{Context, User, string};
+use crate::error::{Cause, Error, Result};
+use crate::log::muted;
+
+/// A domain's configuration.
+///
+/// It holds libxl's JSON, the same that `xl create -n` prints and that `xl save` puts into images. libxl's C
+/// structures never appear on the Rust side: libxl itself reads the JSON, fills its structures and frees them.
+///
+/// ```
+/// use serde_json::json;
+/// use xenlight::DomainConfig;
+///
+/// let config = DomainConfig::from_json(json!({
+///     "c_info": { "type": "pvh", "name": "web", "uuid": "c57b1d5e-7e2f-4f0b-8d7c-0d9b5c0f2f11" },
+///     "b_info": { "max_vcpus": 1, "target_memkb": 131072, "max_memkb": 131072, "kernel": "/boot/guest" },
+///     "on_reboot": "restart"
+/// }))?;
+/// assert_eq!(config.name(), Some("web"));
+/// # Ok::<(), xenlight::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct DomainConfig {
+    json: Value,
+}
+
+impl DomainConfig {
+    /// Takes libxl's JSON. What libxl makes of it is checked when it is used, or by [`DomainConfig::check`].
+    ///
+    /// # Errors
+    /// When the value is not a JSON object.
+    pub fn from_json(json: Value) -> Result<Self> {
+        if json.is_object() {
+            Ok(Self { json })
+        } else {
+            Err(bad("it must be a JSON object"))
+        }
+    }
+
+    /// Reads libxl's JSON from its text.
+    ///
+    /// # Errors
+    /// When the text is not JSON or not an object.
+    pub fn from_text(text: &str) -> Result<Self> {
+        Self::from_json(serde_json::from_str(text).map_err(|e| bad(&e.to_string()))?)
+    }
+
+    /// The JSON.
+    pub fn as_json(&self) -> &Value {
+        &self.json
+    }
+
+    /// The JSON.
+    pub fn into_json(self) -> Value {
+        self.json
+    }
+
+    /// The domain's name.
+    pub fn name(&self) -> Option<&str> {
+        self.json.pointer("/c_info/name")?.as_str()
+    }
+
+    /// The domain's UUID.
+    pub fn uuid(&self) -> Option<Uuid> {
+        self.json.pointer("/c_info/uuid")?.as_str()?.parse().ok()
+    }
+
+    /// Checks that this libxl understands all of the configuration.
+    ///
+    /// libxl's reader ignores members that it does not know and members whose JSON type it does not expect. This
+    /// finds them: everything that does not come back when libxl writes the configuration out again is asked for
+    /// with another value, and what still does not come back was ignored.
+    ///
+    /// # Errors
+    /// [`Cause::Libxl`] when libxl refuses the configuration, [`Cause::ConfigDropped`] with the ignored parts.
+    ///
+    /// Wraps `libxl_domain_config_from_json` and `libxl_domain_config_to_json`.
+    #[doc(alias = "libxl_domain_config_from_json")]
+    pub fn check(&self, context: &Context) -> Result<()> {
+        RawConfig::from_config(&context.user, self).map(drop)
+    }
+}
+
+fn bad(why: &str) -> Error {
+    Error::new("read domain configuration", None, Cause::BadConfig(why.to_owned()))
+}
+
+#[repr(C, align(16))]
+struct Block([u8; sys::DOMAIN_CONFIG_SIZE]);
+
+/// libxl's structure, in a block that is larger than that of any release. It stays where it is.
+pub(crate) struct RawConfig {
+    block: *mut Block,
+    user: User,
+}
+
+// SAFETY: the block is plain memory with pointers to heap memory that belongs to it; nothing in it is bound to a
+// thread.
+unsafe impl Send for RawConfig {}
+
+impl RawConfig {
+    pub(crate) fn new(user: &User) -> Self {
+        let block = Box::into_raw(Box::new(Block([0; sys::DOMAIN_CONFIG_SIZE])));
+        // SAFETY: the block is zeroed and larger than the structure of every release that can be opened.
+        unsafe { user.lib().libxl_domain_config_init(block.cast()) };
+        Self { block, user: user.clone() }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut sys::libxl_domain_config {
+        self.block.cast()
+    }
+
+    /// Has libxl read a configuration, and makes sure that it has ignored no part of it.
+    pub(crate) fn from_config(user: &User, config: &DomainConfig) -> Result<Self> {
+        let raw = Self::parse(user, &config.json)?;
+        let seen = raw.to_json()?;
+        let mut missing = Vec::new();
+        compare(&config.json, &seen, &mut Vec::new(), &mut missing);
+        let dropped: Vec<String> =
+            missing.into_iter().filter(|path| !understands(user, &config.json, path)).map(|p| pointer(&p)).collect();
+        if dropped.is_empty() {
+            Ok(raw)
+        } else {
+            Err(Error::new("read domain configuration", None, Cause::ConfigDropped(dropped)))
+        }
+    }
+
+    fn parse(user: &User, json: &Value) -> Result<Self> {
+        let text = CString::new(json.to_string()).map_err(|_| bad("it contains a NUL byte"))?;
+        let raw = Self::new(user);
+        let mark = user.logger.mark();
+        // SAFETY: the block was just initialised, and the text lives during the call.
+        let rc = unsafe { user.lib().libxl_domain_config_from_json(user.ctx(), raw.as_ptr(), text.as_ptr()) };
+        user.check("read domain configuration", None, mark, rc)?;
+        Ok(raw)
+    }
+
+    fn to_json(&self) -> Result<Value> {
+        let failed = |what: &str| Error::new("write domain configuration", None, Cause::BadAnswer(what.to_owned()));
+        // SAFETY: the block holds an initialised structure.
+        let text = unsafe { self.user.lib().libxl_domain_config_to_json(self.user.ctx(), self.as_ptr()) };
+        // SAFETY: null or a string that is ours to free.
+        let text = unsafe { take_string(text) }.ok_or_else(|| failed("no JSON"))?;
+        serde_json::from_str(&text).map_err(|e| failed(&format!("unreadable JSON ({e})")))
+    }
+
+    pub(crate) fn to_config(&self) -> Result<DomainConfig> {
+        DomainConfig::from_json(self.to_json()?)
+    }
+}
+
+impl Drop for RawConfig {
+    fn drop(&mut self) {
+        // SAFETY: the structure was initialised in `new`, nothing uses it any more, and the block came from a Box.
+        unsafe {
+            self.user.lib().libxl_domain_config_dispose(self.as_ptr());
+            drop(Box::from_raw(self.block));
+        }
+    }
+}
+
+/// Copies and frees a string that libxl has allocated for its caller.
+///
+/// # Safety
+/// `s` is null or a NUL-terminated string from malloc that nobody else uses.
+pub(crate) unsafe fn take_string(s: *mut std::ffi::c_char) -> Option<String> {
+    // SAFETY: as the caller promises.
+    let copy = unsafe { string(s) };
+    // SAFETY: libxl documents that such strings are released with free(3), which also takes null.
+    unsafe { libc::free(s.cast::<c_void>()) };
+    copy
+}
+
+/// A step into a JSON document.
+#[derive(Clone, Debug, PartialEq)]
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+fn pointer(path: &[Step]) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    for step in path {
+        // Writing to a String can't fail.
+        let _ = match step {
+            Step::Key(key) => write!(out, "/{}", key.replace('~', "~0").replace('/', "~1")),
+            Step::Index(index) => write!(out, "/{index}"),
+        };
+    }
+    out
+}
+
+/// Collects the leaves of `given` that are not in `seen`. Aggregates that hold nothing can't be missed.
+fn compare(given: &Value, seen: &Value, path: &mut Vec<Step>, missing: &mut Vec<Vec<Step>>) {
+    let nothing = Value::Null;
+    match (given, seen) {
+        (Value::Null, _) => {}
+        (Value::Object(members), seen) => {
+            for (key, value) in members {
+                path.push(Step::Key(key.clone()));
+                compare(value, seen.get(key).unwrap_or(&nothing), path, missing);
+                path.pop();
+            }
+        }
+        (Value::Array(items), seen) => {
+            for (index, item) in items.iter().enumerate() {
+                path.push(Step::Index(index));
+                compare(item, seen.get(index).unwrap_or(&nothing), path, missing);
+                path.pop();
+            }
+        }
+        (Value::Number(a), Value::Number(b)) if a != b => missing.push(path.clone()),
+        (_, Value::Null) => missing.push(path.clone()),
+        // libxl has its own spelling of some strings (UUIDs, MACs, enums): that there is one is what counts.
+        _ => {}
+    }
+}
+
+/// Whether libxl takes notice of the leaf at `path`: it does if another value there is refused or comes back. A
+/// leaf that libxl leaves out because it holds the default passes, one that libxl does not look at fails.
+fn understands(user: &User, json: &Value, path: &[Step]) -> bool {
+    let mut changed = json.clone();
+    let Some(leaf) = at_mut(&mut changed, path) else { return false };
+    match leaf {
+        Value::Bool(b) => *b = !*b,
+        Value::Number(n) => {
+            let n = n.as_u64().unwrap_or_default();
+            *leaf = Value::from(if n == 0 { 1 } else { n - 1 });
+        }
+        Value::String(s) => s.push_str("-changed"),
+        _ => return false,
+    }
+    let changed_leaf = leaf.clone();
+    let Ok(raw) = muted(|| RawConfig::parse(user, &changed)) else { return true };
+    match raw.to_json() {
+        Ok(seen) => at(&seen, path).is_some_and(|leaf| !changed_leaf.is_number() || *leaf == changed_leaf),
+        Err(_) => false,
+    }
+}
+
+fn at_mut<'v>(value: &'v mut Value, path: &[Step]) -> Option<&'v mut Value> {
+    path.iter().try_fold(value, |value, step| match step {
+        Step::Key(key) => value.get_mut(key),
+        Step::Index(index) => value.get_mut(index),
+    })
+}
+
+fn at<'v>(value: &'v Value, path: &[Step]) -> Option<&'v Value> {
+    path.iter().try_fold(value, |value, step| match step {
+        Step::Key(key) => value.get(key),
+        Step::Index(index) => value.get(index),
+    })
+}
+
+/// Reads what libxl's own file of a domain's configuration says after `libxl_retrieve_domain_configuration`.
+pub(crate) fn retrieve(
+    user: &User,
+    domid: crate::Domid,
+) -> Result<crate::Operation<DomainConfig>> {
+    crate::operation::start(
+        user,
+        "retrieve configuration",
+        Some(domid),
+        RawConfig::new(user),
+        |user, raw, how| {
+            // SAFETY: `raw` is the operation's own configuration block, alive until completion.
+            unsafe { user.lib().libxl_retrieve_domain_configuration(user.ctx(), domid, (*raw).as_ptr(), how) }
+        },
+        |_, raw, status| {
+            status?;
+            raw.to_config()
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn missing(given: &Value, seen: &Value) -> Vec<String> {
+        let mut out = Vec::new();
+        compare(given, seen, &mut Vec::new(), &mut out);
+        out.iter().map(|p| pointer(p)).collect()
+    }
+
+    #[test]
+    fn leaves_that_do_not_come_back_are_found_at_any_depth() {
+        let given = json!({"a": {"b": 1, "c": "x"}, "d": [{"e": 1}, {"e": 2}], "f": {}, "g": null, "h/i": true});
+        let seen = json!({"a": {"b": 1}, "d": [{"e": 1}]});
+        assert_eq!(missing(&given, &seen), ["/a/c", "/d/1/e", "/h~1i"]);
+    }
+
+    #[test]
+    fn other_spellings_are_not_missing_but_other_numbers_are() {
+        assert_eq!(missing(&json!({"u": "AB", "n": 1}), &json!({"u": "ab", "n": 2})), ["/n"]);
+    }
+
+    #[test]
+    fn configurations_must_be_objects() {
+        assert!(DomainConfig::from_text("[]").is_err());
+        assert!(DomainConfig::from_text("{").is_err());
+        let config = DomainConfig::from_text(r#"{"c_info":{"uuid":"nonsense"}}"#).expect("object");
+        assert_eq!((config.name(), config.uuid()), (None, None));
+    }
+}

@@ -1,0 +1,524 @@
+//! The libxl context and the thread that drives its events.
+
+use std::collections::HashMap;
+use std::ffi::{c_char, c_int, c_void};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{JoinHandle, ThreadId};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::event::{EventfdFlags, eventfd};
+use xenlight_sys as sys;
+
+use crate::error::{Cause, Error, ErrorCode, Result};
+use crate::events::Registry;
+use crate::log::{LogLevel, LogSink, Logger};
+
+/// Who takes care of SIGCHLD and of the processes that libxl starts.
+///
+/// The choice concerns the whole process, so it has no default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Children {
+    /// libxl reaps **every** child of this process while it has children of its own. Only one context may have
+    /// children, and `std::process::Child::wait` fails. For programs that do nothing else.
+    LibxlReapsAll,
+    /// libxl keeps a SIGCHLD handler and reaps its own children only. Several contexts may do so side by side, and
+    /// the process may have other children as long as it waits for each by its pid, as `std::process` does. No
+    /// other SIGCHLD handler may be installed (signal-hook and tokio install one: libxl then ends the process).
+    LibxlReapsOwn,
+    /// The application handles SIGCHLD and calls [`Context::child_exited`] for each child it has reaped.
+    Application,
+}
+
+impl Children {
+    fn raw(self) -> sys::libxl_sigchld_owner {
+        match self {
+            Self::LibxlReapsAll => sys::libxl_sigchld_owner_libxl,
+            Self::LibxlReapsOwn => sys::libxl_sigchld_owner_libxl_always_selective_reap,
+            Self::Application => sys::libxl_sigchld_owner_mainloop,
+        }
+    }
+}
+
+/// The hypervisor's version, as libxl reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Major number, e.g. 4.
+    pub major: u32,
+    /// Minor number, e.g. 17.
+    pub minor: u32,
+    /// The hypervisor's command line.
+    pub commandline: String,
+}
+
+/// Something that must hear when the event machinery breaks.
+pub(crate) trait Interrupt: Send + Sync {
+    fn interrupt(&self, why: &str);
+}
+
+/// What a context's users share. The event thread owns the C context and frees it.
+pub(crate) struct Shared {
+    lib: sys::Library,
+    ctx: NonNull<sys::libxl_ctx>,
+    pub(crate) logger: Logger,
+    /// Handles, operations and event streams. The context is freed when there are none left.
+    users: AtomicUsize,
+    wake: OwnedFd,
+    pub(crate) registry: Registry,
+    disaster: Mutex<Option<String>>,
+    waiting: Mutex<HashMap<usize, Weak<dyn Interrupt>>>,
+    pump: Mutex<Option<JoinHandle<()>>>,
+    pump_id: Mutex<Option<ThreadId>>,
+    version: Mutex<Option<Version>>,
+}
+
+// SAFETY: libxl documents its context as usable from several threads at once (it has a lock of its own); the
+// exceptions, version query and hook registration, are done once in `Context::open` before any sharing.
+unsafe impl Send for Shared {}
+// SAFETY: as above; everything else in here is behind mutexes or atomic.
+unsafe impl Sync for Shared {}
+
+/// Locks a mutex whose holder can't leave it half-changed, so that a panic elsewhere does not spread.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn lib(&self) -> &sys::Libxenlight {
+        &self.lib
+    }
+
+    pub(crate) fn ctx(&self) -> *mut sys::libxl_ctx {
+        self.ctx.as_ptr()
+    }
+
+    pub(crate) fn release(&self) -> sys::Release {
+        self.lib.release()
+    }
+
+    pub(crate) fn disaster(&self) -> Option<String> {
+        lock(&self.disaster).clone()
+    }
+
+    /// Has `waiter` told when the event machinery breaks, until it is dropped or has left.
+    pub(crate) fn register_waiter(&self, key: usize, waiter: Weak<dyn Interrupt>) {
+        lock(&self.waiting).insert(key, waiter);
+    }
+
+    pub(crate) fn unregister_waiter(&self, key: usize) {
+        lock(&self.waiting).remove(&key);
+    }
+
+    fn declare_disaster(&self, why: &str) {
+        lock(&self.disaster).get_or_insert_with(|| why.to_owned());
+        self.logger.note(LogLevel::Critical, format!("libxl's event handling broke: {why}"));
+        let waiting: Vec<_> = lock(&self.waiting).values().filter_map(Weak::upgrade).collect();
+        for waiter in waiting {
+            waiter.interrupt(why);
+        }
+        self.registry.interrupt_all();
+    }
+
+    fn wake_pump(&self) {
+        // An eventfd write can only fail when its counter is full, and then the reader is woken anyway.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Turns a return value into a result, with what libxl logged since `mark`.
+    pub(crate) fn check(
+        &self,
+        action: &'static str,
+        domid: Option<crate::Domid>,
+        mark: crate::log::Mark,
+        rc: c_int,
+    ) -> Result<()> {
+        if rc == 0 {
+            return Ok(());
+        }
+        Err(self.failed(action, domid, mark, Cause::Libxl(ErrorCode::from_raw(rc))))
+    }
+
+    pub(crate) fn failed(
+        &self,
+        action: &'static str,
+        domid: Option<crate::Domid>,
+        mark: crate::log::Mark,
+        cause: Cause,
+    ) -> Error {
+        let mut error = Error::new(action, domid, cause);
+        error.log = self.logger.since(mark, domid);
+        error
+    }
+}
+
+/// A counted reference that keeps the C context alive: one per handle, operation and event stream.
+pub(crate) struct User(Arc<Shared>);
+
+impl User {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+}
+
+impl std::ops::Deref for User {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Clone for User {
+    fn clone(&self) -> Self {
+        // A new user can only come from an existing one, so the count can't rise again from zero.
+        self.0.users.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        if self.0.users.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        self.0.wake_pump();
+        // The last user may be a completion callback on the event thread itself, which then frees the context as
+        // soon as it is back from libxl. Anyone else waits for that, so that a dropped context is really gone.
+        let on_pump = *lock(&self.0.pump_id) == Some(std::thread::current().id());
+        if !on_pump && let Some(pump) = lock(&self.0.pump).take() {
+            // The event thread has no code of the caller's that could panic; and there is nobody to tell.
+            let _ = pump.join();
+        }
+    }
+}
+
+/// A connection to libxl: logger, event thread and everything that can be asked.
+///
+/// Clones share one libxl context. A context has one event thread, which sleeps in `poll` until libxl has
+/// something to do; completion callbacks run on it. The C context is freed when the last clone, [`Operation`] and
+/// [`DomainEvents`] is gone: an operation that was started goes on even if nobody keeps a handle.
+///
+/// libxl builds a new domain's memory inside the *calling* thread with the context locked, so guests that are
+/// created side by side need one context each. Everything else overlaps on one.
+///
+/// Wraps `libxl_ctx`.
+///
+/// [`Operation`]: crate::Operation
+/// [`DomainEvents`]: crate::DomainEvents
+#[derive(Clone)]
+pub struct Context {
+    pub(crate) user: User,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("release", &self.user.release()).finish_non_exhaustive()
+    }
+}
+
+/// The hooks handed to libxl, which keeps pointers to them for the life of the context.
+struct Hooks {
+    events: sys::libxl_event_hooks,
+    children: sys::libxl_childproc_hooks,
+}
+
+impl Context {
+    /// Connects to the hypervisor and to xenstored through `library`, and starts the event thread.
+    ///
+    /// `children` says who handles SIGCHLD in this process; `sink`, if given, receives every log line.
+    ///
+    /// # Errors
+    /// When libxl can't open the hypervisor's privileged interface or xenstored (not dom0, not root, xenstored not
+    /// running), or a system resource is missing. The log lines in the error say which.
+    ///
+    /// Wraps `libxl_ctx_alloc`, `libxl_event_register_callbacks`, `libxl_childproc_setmode`.
+    #[doc(alias = "libxl_ctx_alloc")]
+    pub fn open(library: &sys::Library, children: Children, sink: Option<Box<dyn LogSink>>) -> Result<Self> {
+        const ACTION: &str = "open libxl";
+        let system = |e: std::io::Error| Error::new(ACTION, None, Cause::System(e));
+        let logger = Logger::new(sink).map_err(system)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| Error::new(ACTION, None, Cause::System(e.into())))?;
+        let mark = logger.mark();
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: `raw` is a place for the result; the logger is owned by `Shared`, which is dropped after the
+        // event thread has freed the context.
+        let rc = unsafe { library.libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION, 0, logger.as_raw()) };
+        let Some(ctx) = NonNull::new(raw).filter(|_| rc == 0) else {
+            let mut error = Error::new(ACTION, None, Cause::Libxl(ErrorCode::from_raw(rc)));
+            error.log = logger.since(mark, None);
+            return Err(error);
+        };
+        let shared = Arc::new(Shared {
+            lib: library.clone(),
+            ctx,
+            logger,
+            users: AtomicUsize::new(1),
+            wake,
+            registry: Registry::default(),
+            disaster: Mutex::new(None),
+            waiting: Mutex::new(HashMap::new()),
+            pump: Mutex::new(None),
+            pump_id: Mutex::new(None),
+            version: Mutex::new(None),
+        });
+        let hooks = Box::pin(Hooks {
+            events: sys::libxl_event_hooks {
+                event_occurs_mask: 1 << sys::LIBXL_EVENT_TYPE_DOMAIN_SHUTDOWN
+                    | 1 << sys::LIBXL_EVENT_TYPE_DOMAIN_DEATH,
+                event_occurs: Some(on_event),
+                disaster: Some(on_disaster),
+            },
+            children: sys::libxl_childproc_hooks {
+                chldowner: children.raw(),
+                fork_replacement: None,
+                reaped_callback: None,
+            },
+        });
+        let user_data = Arc::as_ptr(&shared).cast_mut().cast::<c_void>();
+        // SAFETY: `hooks` and `shared` are owned by the event thread, which frees the context before it drops
+        // them, so both pointers stay good as long as the context does. Nothing else uses the context yet.
+        unsafe {
+            library.libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
+            library.libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);
+        }
+        // SAFETY: the context is valid and not shared yet, as this call, which fills a cache, requires.
+        let version = unsafe { read_version(library.libxl_get_version_info(ctx.as_ptr())) };
+        *lock(&shared.version) = version;
+
+        let pump = Pump { shared: Arc::clone(&shared), _hooks: hooks };
+        let user = User(Arc::clone(&shared));
+        match std::thread::Builder::new().name("libxl events".into()).spawn(move || pump.run()) {
+            Ok(handle) => {
+                *lock(&shared.pump_id) = Some(handle.thread().id());
+                *lock(&shared.pump) = Some(handle);
+                Ok(Self { user })
+            }
+            // `pump` was dropped with the closure and has freed the context.
+            Err(e) => Err(system(e)),
+        }
+    }
+
+    /// The libxl release that this context uses.
+    pub fn release(&self) -> sys::Release {
+        self.user.release()
+    }
+
+    /// The running hypervisor's version.
+    ///
+    /// # Errors
+    /// When the hypervisor did not answer the query, which is made once, in [`Context::open`].
+    ///
+    /// Wraps `libxl_get_version_info`.
+    #[doc(alias = "libxl_get_version_info")]
+    pub fn version(&self) -> Result<Version> {
+        lock(&self.user.version).clone().ok_or_else(|| {
+            Error::new("query the hypervisor's version", None, Cause::Libxl(ErrorCode::Fail))
+        })
+    }
+
+    /// Tells libxl that the application has reaped a child. Only for [`Children::Application`].
+    ///
+    /// Returns whether the child was one of libxl's. Must not be called from a signal handler.
+    ///
+    /// # Errors
+    /// None that libxl documents apart from "not mine", which is `Ok(false)`.
+    ///
+    /// Wraps `libxl_childproc_reaped`.
+    #[doc(alias = "libxl_childproc_reaped")]
+    pub fn child_exited(&self, pid: i32, status: i32) -> Result<bool> {
+        const ACTION: &str = "report a child's exit to libxl";
+        let mark = self.user.logger.mark();
+        // SAFETY: the context is alive as long as `self.user`; the other arguments are plain numbers.
+        let rc = unsafe { self.user.lib().libxl_childproc_reaped(self.user.ctx(), pid, status) };
+        if rc == sys::ERROR_UNKNOWN_CHILD {
+            return Ok(false);
+        }
+        self.user.check(ACTION, None, mark, rc).map(|()| true)
+    }
+}
+
+/// # Safety
+/// `info` is null or points to a `libxl_version_info` that stays valid during the call.
+unsafe fn read_version(info: *const sys::libxl_version_info) -> Option<Version> {
+    // SAFETY: as the caller promises.
+    let info = unsafe { info.as_ref() }?;
+    Some(Version {
+        major: u32::try_from(info.xen_version_major).ok()?,
+        minor: u32::try_from(info.xen_version_minor).ok()?,
+        // SAFETY: a string of libxl's that belongs to the context, or null.
+        commandline: unsafe { string(info.commandline) }.unwrap_or_default(),
+    })
+}
+
+/// Copies a C string. Bytes that are not UTF-8 become replacement characters.
+///
+/// # Safety
+/// `s` is null or a NUL-terminated string that stays valid during the call.
+pub(crate) unsafe fn string(s: *const c_char) -> Option<String> {
+    if s.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and NUL-terminated as the caller promises.
+    Some(unsafe { std::ffi::CStr::from_ptr(s) }.to_string_lossy().into_owned())
+}
+
+/// The event thread: owns the C context, drives it while there are users, and frees it.
+struct Pump {
+    shared: Arc<Shared>,
+    _hooks: Pin<Box<Hooks>>,
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        // SAFETY: the context is ours alone now: either the thread never started, or there are no users left,
+        // and every operation in flight and every event generator counts as one. Nothing uses `ctx` afterwards.
+        let rc = unsafe { self.shared.lib().libxl_ctx_free(self.shared.ctx()) };
+        debug_assert_eq!(rc, 0, "libxl_ctx_free has no documented failure");
+    }
+}
+
+impl Pump {
+    fn run(self) {
+        let own = |fd: c_int| sys::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let wake = own(self.shared.wake.as_raw_fd());
+        let children = own(std::os::fd::AsFd::as_fd(&self.shared.logger.child_fd()).as_raw_fd());
+        // The first two are ours, the rest libxl fills in.
+        let mut fds = vec![own(-1); 18];
+        // After a disaster a broken descriptor stays readable for ever; it is then left out.
+        let mut broken: Vec<c_int> = Vec::new();
+        while self.shared.users.load(Ordering::Acquire) > 0 {
+            fds[0] = wake;
+            fds[1] = children;
+            let Some((count, timeout)) = self.prepare(&mut fds) else { return self.retire() };
+            for fd in &mut fds[2..2 + count] {
+                if broken.contains(&fd.fd) {
+                    fd.fd = -1;
+                }
+            }
+            // SAFETY: `fds` holds at least `2 + count` initialised entries.
+            let ready = unsafe { libc::poll(fds.as_mut_ptr().cast(), (2 + count) as libc::nfds_t, timeout) };
+            if ready < 0 {
+                let e = std::io::Error::last_os_error();
+                if e.kind() != std::io::ErrorKind::Interrupted {
+                    self.shared.declare_disaster(&format!("poll: {e}"));
+                    return self.retire();
+                }
+                for fd in &mut fds {
+                    fd.revents = 0;
+                }
+            }
+            if fds[0].revents != 0 {
+                let mut count = [0u8; 8];
+                // Only resets the counter; that it was woken is all that matters.
+                let _ = rustix::io::read(&self.shared.wake, &mut count);
+            }
+            if fds[1].revents != 0 {
+                self.shared.logger.drain_children();
+            }
+            // SAFETY: these are the entries that `prepare` had filled in for this round.
+            unsafe {
+                self.shared.lib().libxl_osevent_afterpoll(
+                    self.shared.ctx(),
+                    count as c_int,
+                    fds[2..].as_ptr(),
+                    now(),
+                );
+            }
+            if self.shared.disaster().is_some() {
+                let bad = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
+                broken.extend(fds[2..2 + count].iter().filter(|fd| fd.revents & bad != 0).map(|fd| fd.fd));
+            }
+        }
+    }
+
+    /// Asks libxl what to wait for: how many descriptors (after the first two) and how long in ms.
+    fn prepare(&self, fds: &mut Vec<sys::pollfd>) -> Option<(usize, c_int)> {
+        loop {
+            let mut count = (fds.len() - 2) as c_int;
+            let mut timeout: c_int = -1;
+            // SAFETY: `fds[2..]` has room for `count` entries; both numbers are places for libxl's answers.
+            let rc = unsafe {
+                self.shared.lib().libxl_osevent_beforepoll(
+                    self.shared.ctx(),
+                    &mut count,
+                    fds[2..].as_mut_ptr(),
+                    &mut timeout,
+                    now(),
+                )
+            };
+            match (rc, usize::try_from(count)) {
+                (0, Ok(count)) => return Some((count, timeout)),
+                (sys::ERROR_BUFFERFULL, Ok(needed)) if needed + 2 > fds.len() => {
+                    fds.resize(needed + 2, fds[0]);
+                }
+                _ => {
+                    self.shared.declare_disaster(&format!(
+                        "libxl can't say what to wait for: {}",
+                        ErrorCode::from_raw(rc)
+                    ));
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Gives up driving libxl, without freeing a context that may have operations in flight.
+    fn retire(self) {
+        std::mem::forget(self);
+    }
+}
+
+fn now() -> sys::timeval {
+    // libxl takes wall-clock time here. A clock before 1970 counts as its start.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    sys::timeval {
+        tv_sec: since.as_secs() as i64,
+        tv_usec: i64::from(since.subsec_micros()),
+    }
+}
+
+/// `libxl_event_hooks.event_occurs`: may be called on any thread that is inside libxl, and may call libxl.
+unsafe extern "C" fn on_event(user: *mut c_void, event: *mut sys::libxl_event) {
+    // SAFETY: `user` is the `Shared` that the event thread keeps until it has freed the context.
+    let shared = unsafe { &*user.cast::<Shared>() };
+    // No code of the caller's runs in here except a task's waker; should that panic, the event has been
+    // queued already, and unwinding must not reach C.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // SAFETY: libxl hands over a valid event, which is ours until it is freed below.
+        let event = unsafe { &*event };
+        shared.registry.deliver(shared, event);
+    }));
+    // SAFETY: the event came from libxl and is not used any more.
+    unsafe { shared.lib().libxl_event_free(shared.ctx(), event) };
+    if let Err(panic) = outcome {
+        let text = crate::log::panic_text(&*panic);
+        shared.logger.note(LogLevel::Critical, format!("a task's waker panicked: {text}"));
+    }
+}
+
+/// `libxl_event_hooks.disaster`: must not call libxl.
+unsafe extern "C" fn on_disaster(
+    user: *mut c_void,
+    _type: sys::libxl_event_type,
+    message: *const c_char,
+    errnoval: c_int,
+) {
+    // SAFETY: as in `on_event`.
+    let shared = unsafe { &*user.cast::<Shared>() };
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // SAFETY: libxl passes a string that lives during the call.
+        let mut why = unsafe { string(message) }.unwrap_or_else(|| "no reason given".into());
+        if errnoval > 0 {
+            why = format!("{why}: {}", std::io::Error::from_raw_os_error(errnoval));
+        }
+        shared.declare_disaster(&why);
+    }));
+    if let Err(panic) = outcome {
+        let text = crate::log::panic_text(&*panic);
+        shared.logger.note(LogLevel::Critical, format!("a task's waker panicked: {text}"));
+    }
+}

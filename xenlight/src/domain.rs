@@ -1,0 +1,699 @@
+//! Everything that is asked of domains.
+
+use std::ffi::{CString, c_char, c_int};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use uuid::Uuid;
+use xenlight_sys as sys;
+
+use crate::config::{DomainConfig, RawConfig, retrieve, take_string};
+use crate::context::{Context, Shared};
+use crate::error::{Cause, Error, ErrorCode, Result};
+use crate::operation::{Operation, start};
+
+/// A domain's number. The hypervisor gives each new domain another one; 0 is dom0.
+pub type Domid = u32;
+
+/// Why a domain has shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ShutdownReason {
+    /// It powered itself off.
+    Poweroff,
+    /// It asked to be rebooted.
+    Reboot,
+    /// It is suspended, for a save or a migration.
+    Suspend,
+    /// It crashed.
+    Crash,
+    /// Its watchdog expired.
+    Watchdog,
+    /// It asked for a soft reset.
+    SoftReset,
+    /// A reason without a name here.
+    Other(i32),
+}
+
+impl ShutdownReason {
+    pub(crate) fn from_raw(raw: i32) -> Self {
+        match raw {
+            0 => Self::Poweroff,
+            1 => Self::Reboot,
+            2 => Self::Suspend,
+            3 => Self::Crash,
+            4 => Self::Watchdog,
+            5 => Self::SoftReset,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// A button or signal for an emulated machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// The ACPI power button.
+    Power,
+    /// The ACPI sleep button.
+    Sleep,
+    /// A non-maskable interrupt.
+    Nmi,
+    /// An INIT signal.
+    Init,
+    /// The reset button.
+    Reset,
+    /// Resume from S3.
+    S3Resume,
+}
+
+impl Trigger {
+    fn raw(self) -> sys::libxl_trigger {
+        match self {
+            Self::Power => sys::LIBXL_TRIGGER_POWER,
+            Self::Sleep => sys::LIBXL_TRIGGER_SLEEP,
+            Self::Nmi => sys::LIBXL_TRIGGER_NMI,
+            Self::Init => sys::LIBXL_TRIGGER_INIT,
+            Self::Reset => sys::LIBXL_TRIGGER_RESET,
+            Self::S3Resume => sys::LIBXL_TRIGGER_S3RESUME,
+        }
+    }
+}
+
+/// What the hypervisor knows of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainInfo {
+    /// Its number.
+    pub domid: Domid,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// One of its vCPUs is on a CPU right now.
+    pub running: bool,
+    /// All its vCPUs wait for something.
+    pub blocked: bool,
+    /// The toolstack has paused it.
+    pub paused: bool,
+    /// It has shut down, for this reason, and waits to be destroyed (or resumed, if it is suspended).
+    pub shutdown: Option<ShutdownReason>,
+    /// It has been destroyed, but something still refers to its memory.
+    pub dying: bool,
+    /// It is a xenstore domain, which must never be stopped.
+    pub never_stop: bool,
+    /// Memory it is still to get, KiB.
+    pub outstanding_kib: u64,
+    /// Memory it has, KiB.
+    pub current_kib: u64,
+    /// Memory it may have, KiB.
+    pub max_kib: u64,
+    /// CPU time that its vCPUs have used together.
+    pub cpu_time: Duration,
+    /// vCPUs that are online.
+    pub vcpus_online: u32,
+}
+
+impl DomainInfo {
+    fn from_raw(raw: &sys::libxl_dominfo) -> Self {
+        Self {
+            domid: raw.domid,
+            uuid: Uuid::from_bytes(raw.uuid.uuid),
+            running: raw.running,
+            blocked: raw.blocked,
+            paused: raw.paused,
+            shutdown: raw.shutdown.then(|| ShutdownReason::from_raw(raw.shutdown_reason)),
+            dying: raw.dying,
+            never_stop: raw.never_stop,
+            outstanding_kib: raw.outstanding_memkb,
+            current_kib: raw.current_memkb,
+            max_kib: raw.max_memkb,
+            cpu_time: Duration::from_nanos(raw.cpu_time),
+            vcpus_online: raw.vcpu_online,
+        }
+    }
+}
+
+/// How a guest's state is to be written by [`Context::save`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SaveFlags {
+    /// Copy the memory while the guest runs, and suspend it only for the rest (live migration).
+    pub live: bool,
+    /// Log more.
+    pub debug: bool,
+}
+
+/// A larger block than the structure of any release, for calls that fill in one structure.
+#[repr(C, align(16))]
+struct Room([u8; 512]);
+
+pub(crate) fn info(shared: &Shared, domid: Domid) -> Result<DomainInfo> {
+    const ACTION: &str = "query domain";
+    let mut room = Room([0; 512]);
+    let raw: *mut sys::libxl_dominfo = (&raw mut room).cast();
+    let mark = shared.logger.mark();
+    // SAFETY: `room` is large and aligned enough for the structure of every release; the context is alive, because
+    // the caller is a user of it.
+    let rc = unsafe {
+        shared.lib().libxl_dominfo_init(raw);
+        shared.lib().libxl_domain_info(shared.ctx(), raw, domid)
+    };
+    // SAFETY: the structure has been initialised, and libxl has filled it in if `rc` is 0. Its first fields are the
+    // same in every release. What it owns is freed once.
+    let info = unsafe {
+        let info = DomainInfo::from_raw(&*raw);
+        shared.lib().libxl_dominfo_dispose(raw);
+        info
+    };
+    shared.check(ACTION, Some(domid), mark, rc)?;
+    Ok(info)
+}
+
+fn c_string(action: &'static str, text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| {
+        Error::new(action, None, Cause::BadArgument(format!("{text:?} contains a NUL byte")))
+    })
+}
+
+/// # Lists and queries
+impl Context {
+    /// All domains, dom0 and device model stub domains included, by rising number.
+    ///
+    /// # Errors
+    /// When the hypervisor can't be asked.
+    ///
+    /// Wraps `libxl_list_domain`.
+    #[doc(alias = "libxl_list_domain")]
+    pub fn list(&self) -> Result<Vec<DomainInfo>> {
+        const ACTION: &str = "list domains";
+        let user = &self.user;
+        let mark = user.logger.mark();
+        let mut count: c_int = 0;
+        // SAFETY: the context is alive; `count` is a place for the number of entries.
+        let list = unsafe { user.lib().libxl_list_domain(user.ctx(), &mut count) };
+        if list.is_null() {
+            return Err(user.failed(ACTION, None, mark, Cause::Libxl(ErrorCode::Fail)));
+        }
+        let stride = user.release().dominfo_stride();
+        let domains = (0..usize::try_from(count).unwrap_or(0))
+            .map(|i| {
+                // SAFETY: libxl returned `count` entries, which lie `stride` bytes apart in this release and begin
+                // with the fields that are read.
+                let raw = unsafe { &*list.byte_add(i * stride) };
+                DomainInfo::from_raw(raw)
+            })
+            .collect();
+        // SAFETY: the list came from libxl with this count and is not used any more.
+        unsafe { user.lib().libxl_dominfo_list_free(list, count) };
+        Ok(domains)
+    }
+
+    /// What the hypervisor knows of one domain.
+    ///
+    /// # Errors
+    /// [`ErrorCode::DomainNotFound`] when there is none with this number.
+    ///
+    /// Wraps `libxl_domain_info`.
+    #[doc(alias = "libxl_domain_info")]
+    pub fn info(&self, domid: Domid) -> Result<DomainInfo> {
+        info(&self.user, domid)
+    }
+
+    /// A domain's name. `None` while it is being destroyed, when it does not exist, and when nobody has named it.
+    ///
+    /// Wraps `libxl_domid_to_name`.
+    #[doc(alias = "libxl_domid_to_name")]
+    pub fn name(&self, domid: Domid) -> Option<String> {
+        // SAFETY: the context is alive; the string is ours to free.
+        unsafe { take_string(self.user.lib().libxl_domid_to_name(self.user.ctx(), domid)) }
+    }
+
+    /// The domain that has exactly this name.
+    ///
+    /// # Errors
+    /// When the list of domains can't be had, or the name contains a NUL byte.
+    ///
+    /// Wraps `libxl_name_to_domid`.
+    #[doc(alias = "libxl_name_to_domid")]
+    pub fn find(&self, name: &str) -> Result<Option<Domid>> {
+        const ACTION: &str = "find domain by name";
+        let name = c_string(ACTION, name)?;
+        let mark = self.user.logger.mark();
+        let mut domid = 0;
+        // SAFETY: the context is alive; the name lives during the call; `domid` is a place for the result.
+        let rc = unsafe { self.user.lib().libxl_name_to_domid(self.user.ctx(), name.as_ptr(), &mut domid) };
+        match ErrorCode::from_raw(rc) {
+            // What libxl returns for a name that no domain has.
+            ErrorCode::Invalid => Ok(None),
+            _ => self.user.check(ACTION, None, mark, rc).map(|()| Some(domid)),
+        }
+    }
+
+    /// The domain that this one runs the device model for, if it is a stub domain.
+    ///
+    /// Wraps `libxl_is_stubdom`.
+    #[doc(alias = "libxl_is_stubdom")]
+    pub fn stubdom_target(&self, domid: Domid) -> Option<Domid> {
+        let mut target = 0;
+        // SAFETY: the context is alive; `target` is a place for the result.
+        let is = unsafe { self.user.lib().libxl_is_stubdom(self.user.ctx(), domid, &mut target) };
+        (is != 0).then_some(target)
+    }
+
+    /// When a guest was started, as its creator has recorded it. `None` for domains without a record (dom0).
+    ///
+    /// Wraps `libxl_vm_get_start_time`.
+    #[doc(alias = "libxl_vm_get_start_time")]
+    pub fn start_time(&self, domid: Domid) -> Option<SystemTime> {
+        // That there is no record is an answer here, though libxl logs it as an error.
+        let seconds = crate::log::muted(|| {
+            // SAFETY: the context is alive.
+            unsafe { self.user.lib().libxl_vm_get_start_time(self.user.ctx(), domid) }
+        });
+        (seconds != 0 && seconds != u32::MAX).then(|| UNIX_EPOCH + Duration::from_secs(seconds.into()))
+    }
+
+    /// The configuration a domain was made from, brought up to date with what has changed since.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NoStoredConfig`] for domains that libxl has no configuration of.
+    ///
+    /// Wraps `libxl_retrieve_domain_configuration`.
+    #[doc(alias = "libxl_retrieve_domain_configuration")]
+    pub fn configuration(&self, domid: Domid) -> Result<Operation<DomainConfig>> {
+        retrieve(&self.user, domid)
+    }
+}
+
+/// What libxl reads and writes while it creates a domain.
+struct Creation {
+    config: RawConfig,
+    domid: u32,
+    /// Of a restore: where the stream comes from, and its parameters.
+    restore: Option<(OwnedFd, sys::libxl_domain_restore_params)>,
+}
+
+fn created(creation: Creation, status: Result<()>) -> Result<Domid> {
+    match status {
+        Ok(()) => Ok(creation.domid),
+        Err(mut error) => {
+            // An aborted creation leaves the domain to its caller; any other failed one has none left.
+            if error.is_aborted() && creation.domid != 0 && creation.domid != sys::INVALID_DOMID {
+                error.leftover = Some(creation.domid);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// # Creation, save and restore
+impl Context {
+    /// Creates a domain and leaves it paused.
+    ///
+    /// With a direct kernel, and for HVM, its memory is built inside this call with the context locked, which takes
+    /// a while and can't be aborted; devices are then set up by the operation. Nothing watches the new domain: when
+    /// it shuts down someone must destroy it.
+    ///
+    /// # Errors
+    /// [`Cause::ConfigDropped`] when this libxl would ignore part of the configuration; libxl's own reasons. After
+    /// an abort [`Error::leftover`] may name a domain that the caller must destroy.
+    ///
+    /// Wraps `libxl_domain_create_new`.
+    #[doc(alias = "libxl_domain_create_new")]
+    pub fn create(&self, config: &DomainConfig) -> Result<Operation<Domid>> {
+        let config = RawConfig::from_config(&self.user, config)?;
+        start(
+            &self.user,
+            "create domain",
+            None,
+            Creation { config, domid: sys::INVALID_DOMID, restore: None },
+            |user, creation, how| {
+                // SAFETY: `creation` stays where it is until completion, and with it the configuration block and
+                // the place for the number.
+                unsafe {
+                    user.lib().libxl_domain_create_new(
+                        user.ctx(),
+                        (*creation).config.as_ptr(),
+                        &raw mut (*creation).domid,
+                        how,
+                        std::ptr::null(),
+                    )
+                }
+            },
+            |_, creation, status| created(creation, status),
+        )
+    }
+
+    /// Builds a domain from a saved state and leaves it paused.
+    ///
+    /// `stream` is positioned at the start of libxl's stream (in a file of `xl save`: behind its header). It is
+    /// read and finally closed.
+    ///
+    /// # Errors
+    /// As for [`Context::create`]; a truncated or foreign stream is a failure and leaves no domain.
+    ///
+    /// Wraps `libxl_domain_create_restore`.
+    #[doc(alias = "libxl_domain_create_restore")]
+    pub fn restore(&self, config: &DomainConfig, stream: OwnedFd) -> Result<Operation<Domid>> {
+        /// The stream format that every supported release writes.
+        const STREAM_VERSION: u32 = 2;
+        let config = RawConfig::from_config(&self.user, config)?;
+        // SAFETY: a plain structure of integers and pointers, for which all-zero is valid.
+        let mut params: sys::libxl_domain_restore_params = unsafe { std::mem::zeroed() };
+        // SAFETY: `params` is the structure that this initialises, of the same layout in every release.
+        unsafe { self.user.lib().libxl_domain_restore_params_init(&mut params) };
+        params.stream_version = STREAM_VERSION;
+        start(
+            &self.user,
+            "restore domain",
+            None,
+            Creation { config, domid: sys::INVALID_DOMID, restore: Some((stream, params)) },
+            |user, creation, how| {
+                // SAFETY: `creation` stays where it is until completion, and with it all that is pointed to.
+                let (config, domid, restore) = unsafe {
+                    ((*creation).config.as_ptr(), &raw mut (*creation).domid, (*creation).restore.as_ref())
+                };
+                let Some((stream, params)) = restore else { return sys::ERROR_INVAL };
+                // SAFETY: as above; the descriptor stays open until completion.
+                unsafe {
+                    user.lib().libxl_domain_create_restore(
+                        user.ctx(),
+                        config,
+                        domid,
+                        stream.as_raw_fd(),
+                        -1,
+                        params,
+                        how,
+                        std::ptr::null(),
+                    )
+                }
+            },
+            |_, creation, status| created(creation, status),
+        )
+    }
+
+    /// Writes a guest's state to `stream` and leaves the guest suspended.
+    ///
+    /// On success the operation gives the descriptor back (to be synced). Whatever the outcome, the guest does not
+    /// run on by itself: after a failure call [`Context::resume`], after a success resume or destroy it.
+    ///
+    /// # Errors
+    /// Errors of the descriptor (disk full, peer gone), [`ErrorCode::GuestTimedOut`] when the guest does not
+    /// suspend, libxl's other reasons.
+    ///
+    /// Wraps `libxl_domain_suspend`.
+    #[doc(alias = "libxl_domain_suspend")]
+    pub fn save(&self, domid: Domid, stream: OwnedFd, flags: SaveFlags) -> Result<Operation<OwnedFd>> {
+        let mut raw_flags = 0;
+        if flags.live {
+            raw_flags |= sys::LIBXL_SUSPEND_LIVE;
+        }
+        if flags.debug {
+            raw_flags |= sys::LIBXL_SUSPEND_DEBUG;
+        }
+        start(
+            &self.user,
+            "save domain",
+            Some(domid),
+            stream,
+            |user, stream, how| {
+                // SAFETY: the descriptor is the operation's and stays open until completion.
+                unsafe {
+                    user.lib().libxl_domain_suspend(
+                        user.ctx(),
+                        domid,
+                        (*stream).as_raw_fd(),
+                        raw_flags as c_int,
+                        how,
+                    )
+                }
+            },
+            |_, stream, status| status.map(|()| stream),
+        )
+    }
+}
+
+/// One-domain operations that differ only in the C function.
+macro_rules! simple_operations {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) = $action:literal, $c:ident($($c_arg:expr),*);)*) => {
+        /// # Operations on one domain
+        impl Context {
+            $(
+                $(#[$doc])*
+                #[doc = ""]
+                #[doc = concat!("Wraps `", stringify!($c), "`.")]
+                #[doc(alias = stringify!($c))]
+                pub fn $name(&self, domid: Domid $(, $arg: $type)*) -> Result<Operation<()>> {
+                    start(
+                        &self.user,
+                        $action,
+                        Some(domid),
+                        (),
+                        |user, _, how| {
+                            // SAFETY: the context is alive as long as the operation; all else are plain numbers.
+                            unsafe { user.lib().$c(user.ctx(), domid, $($c_arg,)* how) }
+                        },
+                        |_, (), status| status,
+                    )
+                }
+            )*
+        }
+    };
+}
+
+simple_operations! {
+    /// Lets a suspended guest run on as if nothing had happened (`cooperative`: the guest knows that its suspend was
+    /// cancelled, which every current guest does).
+    ///
+    /// # Errors
+    /// When the domain is not suspended; nothing changes then.
+    resume(cooperative: bool) = "resume domain", libxl_domain_resume(c_int::from(cooperative));
+    /// Suspends a guest without saving it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::GuestTimedOut`] when the guest does not suspend.
+    suspend_only() = "suspend domain", libxl_domain_suspend_only();
+    /// Asks the guest to power off. Completes when the guest has acknowledged, which is long before it has shut
+    /// down; for that see [`Context::domain_events`].
+    ///
+    /// # Errors
+    /// [`ErrorCode::TimedOut`] when it has not acknowledged within 60 s (the request stays, it may still obey);
+    /// [`ErrorCode::NoParavirt`] for an HVM guest without PV drivers: see [`Context::trigger`].
+    shutdown() = "shut domain down", libxl_domain_shutdown();
+    /// Asks the guest to reboot. As [`Context::shutdown`].
+    ///
+    /// # Errors
+    /// As [`Context::shutdown`].
+    reboot() = "reboot domain", libxl_domain_reboot();
+    /// Ends the domain at once and frees what it holds.
+    ///
+    /// # Errors
+    /// [`ErrorCode::DomainNotFound`] when it is gone already.
+    destroy() = "destroy domain", libxl_domain_destroy();
+    /// Stops the domain's vCPUs.
+    ///
+    /// # Errors
+    /// libxl's reasons, e.g. no such domain.
+    pause() = "pause domain", libxl_domain_pause();
+    /// Lets a paused domain run.
+    ///
+    /// # Errors
+    /// libxl's reasons, e.g. no such domain.
+    unpause() = "unpause domain", libxl_domain_unpause();
+    /// Presses a button of an emulated machine, or sends a signal to one of its vCPUs.
+    ///
+    /// # Errors
+    /// libxl's reasons, e.g. a PV guest, which has no such buttons.
+    trigger(trigger: Trigger, vcpu: u32) = "send trigger", libxl_send_trigger(trigger.raw(), vcpu);
+}
+
+/// # Short calls
+impl Context {
+    /// Sends a SysRq letter to a guest.
+    ///
+    /// # Errors
+    /// When the letter is not ASCII. libxl itself never reports a failure here, not even for a domain that does not
+    /// exist.
+    ///
+    /// Wraps `libxl_send_sysrq`.
+    #[doc(alias = "libxl_send_sysrq")]
+    pub fn sysrq(&self, domid: Domid, letter: char) -> Result<()> {
+        const ACTION: &str = "send SysRq";
+        let Some(byte) = u8::try_from(letter).ok().filter(u8::is_ascii_graphic) else {
+            return Err(Error::new(
+                ACTION,
+                Some(domid),
+                Cause::BadArgument(format!("{letter:?} is no SysRq letter")),
+            ));
+        };
+        let mark = self.user.logger.mark();
+        // SAFETY: the context is alive; the rest are numbers.
+        let rc = unsafe { self.user.lib().libxl_send_sysrq(self.user.ctx(), domid, byte as c_char) };
+        self.user.check(ACTION, Some(domid), mark, rc)
+    }
+
+    /// Gives a domain another name. With `from`, only if it has that name now.
+    ///
+    /// # Errors
+    /// When it is not called `from`, or another domain is called `to`.
+    ///
+    /// Wraps `libxl_domain_rename`.
+    #[doc(alias = "libxl_domain_rename")]
+    pub fn rename(&self, domid: Domid, from: Option<&str>, to: &str) -> Result<()> {
+        const ACTION: &str = "rename domain";
+        let from = from.map(|from| c_string(ACTION, from)).transpose()?;
+        let to = c_string(ACTION, to)?;
+        let mark = self.user.logger.mark();
+        // SAFETY: the context is alive, both strings live during the call, and the old name may be null.
+        let rc = unsafe {
+            self.user.lib().libxl_domain_rename(
+                self.user.ctx(),
+                domid,
+                from.as_ref().map_or(std::ptr::null(), |s| s.as_ptr()),
+                to.as_ptr(),
+            )
+        };
+        self.user.check(ACTION, Some(domid), mark, rc)
+    }
+
+    /// Keeps `data` with a domain until it is destroyed, under a short name (`id`), in a file of libxl's.
+    ///
+    /// # Errors
+    /// When the domain is gone, or the file can't be written.
+    ///
+    /// Wraps `libxl_userdata_store`.
+    #[doc(alias = "libxl_userdata_store")]
+    pub fn store_userdata(&self, domid: Domid, id: &str, data: &[u8]) -> Result<()> {
+        const ACTION: &str = "store userdata";
+        let id = c_string(ACTION, id)?;
+        let length = c_int::try_from(data.len())
+            .map_err(|_| Error::new(ACTION, Some(domid), Cause::BadArgument("more than 2 GiB".into())))?;
+        let mark = self.user.logger.mark();
+        // SAFETY: the context is alive; `id` and the `length` bytes of `data` live during the call.
+        let rc = unsafe {
+            self.user.lib().libxl_userdata_store(self.user.ctx(), domid, id.as_ptr(), data.as_ptr(), length)
+        };
+        self.user.check(ACTION, Some(domid), mark, rc)
+    }
+
+    /// What [`Context::store_userdata`] has kept. `None` when there is nothing under this name.
+    ///
+    /// # Errors
+    /// When the domain is gone, or the file can't be read.
+    ///
+    /// Wraps `libxl_userdata_retrieve`.
+    #[doc(alias = "libxl_userdata_retrieve")]
+    pub fn userdata(&self, domid: Domid, id: &str) -> Result<Option<Vec<u8>>> {
+        const ACTION: &str = "read userdata";
+        let id = c_string(ACTION, id)?;
+        let mut data: *mut u8 = std::ptr::null_mut();
+        let mut length: c_int = 0;
+        let mark = self.user.logger.mark();
+        // SAFETY: the context is alive, `id` lives during the call, the other two are places for the result.
+        let rc = unsafe {
+            self.user.lib().libxl_userdata_retrieve(
+                self.user.ctx(),
+                domid,
+                id.as_ptr(),
+                &mut data,
+                &mut length,
+            )
+        };
+        self.user.check(ACTION, Some(domid), mark, rc)?;
+        if data.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: libxl returned a block of `length` bytes from malloc, which is ours to free.
+        let copy = unsafe {
+            let copy = std::slice::from_raw_parts(data, usize::try_from(length).unwrap_or(0)).to_vec();
+            libc::free(data.cast());
+            copy
+        };
+        Ok(Some(copy))
+    }
+
+    /// Removes what [`Context::store_userdata`] has kept. Nothing there is a success.
+    ///
+    /// # Errors
+    /// When the file can't be removed.
+    ///
+    /// Wraps `libxl_userdata_unlink`.
+    #[doc(alias = "libxl_userdata_unlink")]
+    pub fn remove_userdata(&self, domid: Domid, id: &str) -> Result<()> {
+        const ACTION: &str = "remove userdata";
+        let id = c_string(ACTION, id)?;
+        let mark = self.user.logger.mark();
+        // SAFETY: the context is alive, and `id` lives during the call.
+        let rc = unsafe { self.user.lib().libxl_userdata_unlink(self.user.ctx(), domid, id.as_ptr()) };
+        self.user.check(ACTION, Some(domid), mark, rc)
+    }
+}
+
+/// # Memory
+impl Context {
+    /// Memory that no domain uses, KiB.
+    ///
+    /// # Errors
+    /// When the hypervisor can't be asked.
+    ///
+    /// Wraps `libxl_get_free_memory`.
+    #[doc(alias = "libxl_get_free_memory")]
+    pub fn free_memory_kib(&self) -> Result<u64> {
+        let mark = self.user.logger.mark();
+        let mut kib = 0;
+        // SAFETY: the context is alive; `kib` is a place for the result.
+        let rc = unsafe { self.user.lib().libxl_get_free_memory(self.user.ctx(), &mut kib) };
+        self.user.check("query free memory", None, mark, rc)?;
+        Ok(kib)
+    }
+
+    /// Memory that a guest with this configuration needs in all, KiB.
+    ///
+    /// # Errors
+    /// When libxl does not accept the configuration.
+    ///
+    /// Wraps `libxl_domain_need_memory`.
+    #[doc(alias = "libxl_domain_need_memory")]
+    pub fn needed_memory_kib(&self, config: &DomainConfig) -> Result<u64> {
+        // libxl fills defaults in; this is a copy of its own.
+        let raw = RawConfig::from_config(&self.user, config)?;
+        let mark = self.user.logger.mark();
+        let mut kib = 0;
+        // SAFETY: the context is alive, the configuration is initialised, `kib` is a place for the result.
+        let rc = unsafe {
+            self.user.lib().libxl_domain_need_memory(
+                self.user.ctx(),
+                raw.as_ptr(),
+                sys::INVALID_DOMID,
+                &mut kib,
+            )
+        };
+        self.user.check("query needed memory", None, mark, rc)?;
+        Ok(kib)
+    }
+
+    /// The memory that a domain is to have, KiB.
+    ///
+    /// # Errors
+    /// When the domain has no target.
+    ///
+    /// Wraps `libxl_get_memory_target`.
+    #[doc(alias = "libxl_get_memory_target")]
+    pub fn memory_target_kib(&self, domid: Domid) -> Result<u64> {
+        let mark = self.user.logger.mark();
+        let mut kib = 0;
+        // SAFETY: the context is alive; `kib` is a place for the result.
+        let rc = unsafe { self.user.lib().libxl_get_memory_target(self.user.ctx(), domid, &mut kib) };
+        self.user.check("query memory target", Some(domid), mark, rc)?;
+        Ok(kib)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_have_the_hypervisors_numbers() {
+        assert_eq!(ShutdownReason::from_raw(0), ShutdownReason::Poweroff);
+        assert_eq!(ShutdownReason::from_raw(2), ShutdownReason::Suspend);
+        assert_eq!(ShutdownReason::from_raw(5), ShutdownReason::SoftReset);
+        assert_eq!(ShutdownReason::from_raw(255), ShutdownReason::Other(255));
+    }
+}

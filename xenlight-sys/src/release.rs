@@ -1,0 +1,175 @@
+//! Which Xen runs here.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::libxl::{
+    XENLIGHT_DOMINFO_STRIDE_4_14, XENLIGHT_DOMINFO_STRIDE_4_15, XENLIGHT_DOMINFO_TYPE_OFFSET_4_14,
+    XENLIGHT_DOMINFO_TYPE_OFFSET_4_15,
+};
+
+/// Where Linux says which hypervisor it runs on.
+const SYSFS: &str = "/sys/hypervisor";
+
+/// The releases whose headers our declarations were compared with.
+pub const VERIFIED: RangeInclusive<Release> = Release::new(4, 14)..=Release::new(4, 20);
+
+/// A release of Xen, like 4.17. Hypervisor and libraries must be of the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Release {
+    /// 4 of "4.17".
+    pub major: u32,
+    /// 17 of "4.17".
+    pub minor: u32,
+}
+
+impl Release {
+    /// The release `major.minor`.
+    #[must_use]
+    pub const fn new(major: u32, minor: u32) -> Self {
+        Self { major, minor }
+    }
+
+    /// The release of the hypervisor that runs now, from `/sys/hypervisor`.
+    ///
+    /// After a package upgrade that is another one than the installed tools' until the next boot.
+    ///
+    /// # Errors
+    /// [`ReleaseError::NotXen`] when this machine didn't boot under Xen; the others when the kernel's answer makes no
+    /// sense.
+    pub fn running() -> Result<Self, ReleaseError> {
+        Self::from_sysfs(Path::new(SYSFS))
+    }
+
+    /// The same from another directory than `/sys/hypervisor`, for tests.
+    ///
+    /// # Errors
+    /// As [`Release::running`].
+    pub fn from_sysfs(dir: &Path) -> Result<Self, ReleaseError> {
+        let kind_path = dir.join("type");
+        let kind = match fs::read_to_string(&kind_path) {
+            Ok(kind) => kind,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(ReleaseError::NotXen { dir: dir.to_path_buf() });
+            }
+            Err(source) => return Err(ReleaseError::Read { path: kind_path, source }),
+        };
+        if kind.trim() != "xen" {
+            return Err(ReleaseError::NotXen { dir: dir.to_path_buf() });
+        }
+        Ok(Self {
+            major: read_number(dir.join("version/major"))?,
+            minor: read_number(dir.join("version/minor"))?,
+        })
+    }
+
+    /// Whether our declarations were compared with this release's headers.
+    #[must_use]
+    pub fn is_verified(self) -> bool {
+        VERIFIED.contains(&self)
+    }
+
+    /// File name of this release's libxl, like `libxenlight.so.4.17`.
+    #[must_use]
+    pub fn libxenlight(self) -> String {
+        format!("libxenlight.so.{self}")
+    }
+
+    /// File name of this release's libxlutil, like `libxlutil.so.4.17`.
+    #[must_use]
+    pub fn libxlutil(self) -> String {
+        format!("libxlutil.so.{self}")
+    }
+
+    /// Distance in bytes between two elements of the array from `libxl_list_domain`.
+    #[must_use]
+    pub fn dominfo_stride(self) -> usize {
+        let stride = if self < Self::new(4, 15) {
+            XENLIGHT_DOMINFO_STRIDE_4_14
+        } else {
+            XENLIGHT_DOMINFO_STRIDE_4_15
+        };
+        stride as usize
+    }
+
+    /// Where a `libxl_dominfo` has its `libxl_domain_type`, in bytes from its start.
+    ///
+    /// The declared struct ends before it, because its place differs by release.
+    #[must_use]
+    pub fn dominfo_type_offset(self) -> usize {
+        let offset = if self < Self::new(4, 15) {
+            XENLIGHT_DOMINFO_TYPE_OFFSET_4_14
+        } else {
+            XENLIGHT_DOMINFO_TYPE_OFFSET_4_15
+        };
+        offset as usize
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Release {
+    type Err = ReleaseError;
+
+    /// Reads "4.17"; anything after a second dot ("4.17.1") is not part of the release.
+    fn from_str(text: &str) -> Result<Self, ReleaseError> {
+        let invalid = || ReleaseError::Invalid { text: text.to_owned() };
+        let mut parts = text.splitn(3, '.');
+        let mut number = || parts.next().and_then(parse_number).ok_or_else(invalid);
+        Ok(Self { major: number()?, minor: number()? })
+    }
+}
+
+/// Digits only: `u32::from_str` would take a sign too.
+fn parse_number(text: &str) -> Option<u32> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+fn read_number(path: PathBuf) -> Result<u32, ReleaseError> {
+    match fs::read_to_string(&path) {
+        Ok(text) => parse_number(text.trim()).ok_or(ReleaseError::Malformed { path, text }),
+        Err(source) => Err(ReleaseError::Read { path, source }),
+    }
+}
+
+/// Why the release isn't known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReleaseError {
+    /// There is no Xen.
+    #[error("not running under Xen ({} doesn't say so)", dir.display())]
+    NotXen {
+        /// Where we looked.
+        dir: PathBuf,
+    },
+    /// The kernel doesn't tell.
+    #[error("can't read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel tells something odd.
+    #[error("{} has {text:?} where a number is expected", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        text: String,
+    },
+    /// The text is no release.
+    #[error("{text:?} is not a release of Xen, like \"4.17\"")]
+    Invalid {
+        /// The text.
+        text: String,
+    },
+}

@@ -4,7 +4,8 @@ use std::ffi::{CString, c_void};
 
 use serde_json::Value;
 use uuid::Uuid;
-use xenlight_sys as sys;
+use xenlight_sys::Block;
+use xenlight_sys::libxl as sys;
 
 use crate::context::{Context, User, string};
 use crate::error::{Cause, Error, Result};
@@ -93,9 +94,6 @@ fn bad(why: &str) -> Error {
     Error::new("read domain configuration", None, Cause::BadConfig(why.to_owned()))
 }
 
-#[repr(C, align(16))]
-struct Block([u8; sys::DOMAIN_CONFIG_SIZE]);
-
 /// libxl's structure, in a block that is larger than that of any release. It stays where it is.
 pub(crate) struct RawConfig {
     block: *mut Block,
@@ -108,7 +106,7 @@ unsafe impl Send for RawConfig {}
 
 impl RawConfig {
     pub(crate) fn new(user: &User) -> Self {
-        let block = Box::into_raw(Box::new(Block([0; sys::DOMAIN_CONFIG_SIZE])));
+        let block = Box::into_raw(Block::zeroed());
         // SAFETY: the block is zeroed and larger than the structure of every release that can be opened.
         unsafe { user.lib().libxl_domain_config_init(block.cast()) };
         Self { block, user: user.clone() }

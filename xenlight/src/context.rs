@@ -11,10 +11,12 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
-use xenlight_sys as sys;
+use xenlight_sys::libxl as sys;
+use xenlight_sys::Release;
 
 use crate::error::{Cause, Error, ErrorCode, Result};
 use crate::events::Registry;
+use crate::library::Library;
 use crate::log::{LogLevel, LogSink, Logger};
 
 /// Who takes care of SIGCHLD and of the processes that libxl starts.
@@ -61,7 +63,7 @@ pub(crate) trait Interrupt: Send + Sync {
 
 /// What a context's users share. The event thread owns the C context and frees it.
 pub(crate) struct Shared {
-    lib: sys::Library,
+    lib: Library,
     ctx: NonNull<sys::libxl_ctx>,
     pub(crate) logger: Logger,
     /// Handles, operations and event streams. The context is freed when there are none left.
@@ -88,14 +90,14 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(crate) fn lib(&self) -> &sys::Libxenlight {
-        &self.lib
+        self.lib.raw()
     }
 
     pub(crate) fn ctx(&self) -> *mut sys::libxl_ctx {
         self.ctx.as_ptr()
     }
 
-    pub(crate) fn release(&self) -> sys::Release {
+    pub(crate) fn release(&self) -> Release {
         self.lib.release()
     }
 
@@ -156,12 +158,6 @@ impl Shared {
 
 /// A counted reference that keeps the C context alive: one per handle, operation and event stream.
 pub(crate) struct User(Arc<Shared>);
-
-impl User {
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.0
-    }
-}
 
 impl std::ops::Deref for User {
     type Target = Shared;
@@ -236,7 +232,7 @@ impl Context {
     ///
     /// Wraps `libxl_ctx_alloc`, `libxl_event_register_callbacks`, `libxl_childproc_setmode`.
     #[doc(alias = "libxl_ctx_alloc")]
-    pub fn open(library: &sys::Library, children: Children, sink: Option<Box<dyn LogSink>>) -> Result<Self> {
+    pub fn open(library: &Library, children: Children, sink: Option<Box<dyn LogSink>>) -> Result<Self> {
         const ACTION: &str = "open libxl";
         let system = |e: std::io::Error| Error::new(ACTION, None, Cause::System(e));
         let logger = Logger::new(sink).map_err(system)?;
@@ -246,7 +242,7 @@ impl Context {
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` is a place for the result; the logger is owned by `Shared`, which is dropped after the
         // event thread has freed the context.
-        let rc = unsafe { library.libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION, 0, logger.as_raw()) };
+        let rc = unsafe { library.raw().libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION as c_int, 0, logger.as_raw()) };
         let Some(ctx) = NonNull::new(raw).filter(|_| rc == 0) else {
             let mut error = Error::new(ACTION, None, Cause::Libxl(ErrorCode::from_raw(rc)));
             error.log = logger.since(mark, None);
@@ -282,11 +278,11 @@ impl Context {
         // SAFETY: `hooks` and `shared` are owned by the event thread, which frees the context before it drops
         // them, so both pointers stay good as long as the context does. Nothing else uses the context yet.
         unsafe {
-            library.libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
-            library.libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);
+            library.raw().libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
+            library.raw().libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);
         }
         // SAFETY: the context is valid and not shared yet, as this call, which fills a cache, requires.
-        let version = unsafe { read_version(library.libxl_get_version_info(ctx.as_ptr())) };
+        let version = unsafe { read_version(library.raw().libxl_get_version_info(ctx.as_ptr())) };
         *lock(&shared.version) = version;
 
         let pump = Pump { shared: Arc::clone(&shared), _hooks: hooks };
@@ -303,7 +299,7 @@ impl Context {
     }
 
     /// The libxl release that this context uses.
-    pub fn release(&self) -> sys::Release {
+    pub fn release(&self) -> Release {
         self.user.release()
     }
 
@@ -383,7 +379,7 @@ impl Drop for Pump {
 
 impl Pump {
     fn run(self) {
-        let own = |fd: c_int| sys::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let own = |fd: c_int| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let wake = own(self.shared.wake.as_raw_fd());
         let children = own(std::os::fd::AsFd::as_fd(&self.shared.logger.child_fd()).as_raw_fd());
         // The first two are ours, the rest libxl fills in.
@@ -400,7 +396,7 @@ impl Pump {
                 }
             }
             // SAFETY: `fds` holds at least `2 + count` initialised entries.
-            let ready = unsafe { libc::poll(fds.as_mut_ptr().cast(), (2 + count) as libc::nfds_t, timeout) };
+            let ready = unsafe { libc::poll(fds.as_mut_ptr(), (2 + count) as libc::nfds_t, timeout) };
             if ready < 0 {
                 let e = std::io::Error::last_os_error();
                 if e.kind() != std::io::ErrorKind::Interrupted {
@@ -436,7 +432,7 @@ impl Pump {
     }
 
     /// Asks libxl what to wait for: how many descriptors (after the first two) and how long in ms.
-    fn prepare(&self, fds: &mut Vec<sys::pollfd>) -> Option<(usize, c_int)> {
+    fn prepare(&self, fds: &mut Vec<libc::pollfd>) -> Option<(usize, c_int)> {
         loop {
             let mut count = (fds.len() - 2) as c_int;
             let mut timeout: c_int = -1;
@@ -472,10 +468,10 @@ impl Pump {
     }
 }
 
-fn now() -> sys::timeval {
+fn now() -> libc::timeval {
     // libxl takes wall-clock time here. A clock before 1970 counts as its start.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    sys::timeval {
+    libc::timeval {
         tv_sec: since.as_secs() as i64,
         tv_usec: i64::from(since.subsec_micros()),
     }

@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
-use xenlight_sys as sys;
+use xenlight_sys::Block;
+use xenlight_sys::libxl as sys;
 
 use crate::config::{DomainConfig, RawConfig, retrieve, take_string};
 use crate::context::{Context, Shared};
@@ -139,14 +140,10 @@ pub struct SaveFlags {
     pub debug: bool,
 }
 
-/// A larger block than the structure of any release, for calls that fill in one structure.
-#[repr(C, align(16))]
-struct Room([u8; 512]);
-
 pub(crate) fn info(shared: &Shared, domid: Domid) -> Result<DomainInfo> {
     const ACTION: &str = "query domain";
-    let mut room = Room([0; 512]);
-    let raw: *mut sys::libxl_dominfo = (&raw mut room).cast();
+    let mut room = Block::zeroed();
+    let raw: *mut sys::libxl_dominfo = room.as_mut_ptr();
     let mark = shared.logger.mark();
     // SAFETY: `room` is large and aligned enough for the structure of every release; the context is alive, because
     // the caller is a user of it.
@@ -288,6 +285,9 @@ struct Creation {
     /// Of a restore: where the stream comes from, and its parameters.
     restore: Option<(OwnedFd, sys::libxl_domain_restore_params)>,
 }
+
+// SAFETY: the parameters hold no pointer of ours, and what libxl puts there belongs to the structure alone.
+unsafe impl Send for Creation {}
 
 fn created(creation: Creation, status: Result<()>) -> Result<Domid> {
     match status {
@@ -431,14 +431,13 @@ impl Context {
 
 /// One-domain operations that differ only in the C function.
 macro_rules! simple_operations {
-    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) = $action:literal, $c:ident($($c_arg:expr),*);)*) => {
+    ($($(#[$doc:meta])+ $name:ident($($arg:ident: $type:ty),*) = $action:literal, $c:ident($($c_arg:expr),*);)*) => {
         /// # Operations on one domain
         impl Context {
             $(
-                $(#[$doc])*
+                $(#[$doc])+
                 #[doc = ""]
                 #[doc = concat!("Wraps `", stringify!($c), "`.")]
-                #[doc(alias = stringify!($c))]
                 pub fn $name(&self, domid: Domid $(, $arg: $type)*) -> Result<Operation<()>> {
                     start(
                         &self.user,
@@ -463,11 +462,13 @@ simple_operations! {
     ///
     /// # Errors
     /// When the domain is not suspended; nothing changes then.
+    #[doc(alias = "libxl_domain_resume")]
     resume(cooperative: bool) = "resume domain", libxl_domain_resume(c_int::from(cooperative));
     /// Suspends a guest without saving it.
     ///
     /// # Errors
     /// [`ErrorCode::GuestTimedOut`] when the guest does not suspend.
+    #[doc(alias = "libxl_domain_suspend_only")]
     suspend_only() = "suspend domain", libxl_domain_suspend_only();
     /// Asks the guest to power off. Completes when the guest has acknowledged, which is long before it has shut
     /// down; for that see [`Context::domain_events`].
@@ -475,31 +476,37 @@ simple_operations! {
     /// # Errors
     /// [`ErrorCode::TimedOut`] when it has not acknowledged within 60 s (the request stays, it may still obey);
     /// [`ErrorCode::NoParavirt`] for an HVM guest without PV drivers: see [`Context::trigger`].
+    #[doc(alias = "libxl_domain_shutdown")]
     shutdown() = "shut domain down", libxl_domain_shutdown();
     /// Asks the guest to reboot. As [`Context::shutdown`].
     ///
     /// # Errors
     /// As [`Context::shutdown`].
+    #[doc(alias = "libxl_domain_reboot")]
     reboot() = "reboot domain", libxl_domain_reboot();
     /// Ends the domain at once and frees what it holds.
     ///
     /// # Errors
     /// [`ErrorCode::DomainNotFound`] when it is gone already.
+    #[doc(alias = "libxl_domain_destroy")]
     destroy() = "destroy domain", libxl_domain_destroy();
     /// Stops the domain's vCPUs.
     ///
     /// # Errors
     /// libxl's reasons, e.g. no such domain.
+    #[doc(alias = "libxl_domain_pause")]
     pause() = "pause domain", libxl_domain_pause();
     /// Lets a paused domain run.
     ///
     /// # Errors
     /// libxl's reasons, e.g. no such domain.
+    #[doc(alias = "libxl_domain_unpause")]
     unpause() = "unpause domain", libxl_domain_unpause();
     /// Presses a button of an emulated machine, or sends a signal to one of its vCPUs.
     ///
     /// # Errors
     /// libxl's reasons, e.g. a PV guest, which has no such buttons.
+    #[doc(alias = "libxl_send_trigger")]
     trigger(trigger: Trigger, vcpu: u32) = "send trigger", libxl_send_trigger(trigger.raw(), vcpu);
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use xenlight_sys as sys;
+use xenlight_sys::libxl as sys;
 
 use crate::log::LogRecord;
 use crate::{Domid, Operation};

@@ -7,7 +7,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use uuid::Uuid;
-use xenlight_sys as sys;
+use xenlight_sys::libxl as sys;
 
 use crate::context::{Context, Shared, User, lock};
 use crate::domain::ShutdownReason;

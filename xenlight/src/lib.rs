@@ -66,6 +66,7 @@ mod context;
 mod domain;
 mod error;
 mod events;
+mod library;
 mod log;
 mod operation;
 
@@ -79,4 +80,5 @@ pub use error::{Cause, Error, ErrorCode, Result, Wait};
 pub use events::{DomainChange, DomainEvent, DomainEvents};
 pub use log::{LogLevel, LogRecord, LogSink, Progress};
 pub use operation::Operation;
-pub use xenlight_sys::{Library, OpenError, Release};
+pub use library::{Library, LibraryError};
+pub use xenlight_sys::{OpenError, Release, ReleaseError};

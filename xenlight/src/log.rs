@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use xenlight_sys as sys;
+use xenlight_sys::libxl::{XTL_DEBUG, xentoollog_level, xentoollog_logger};
+use xenlight_sys::logger::{ChildRecord, Parsed, xenlight_logger, xenlight_logger_init};
 
 use crate::Domid;
 
@@ -40,7 +41,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    fn from_raw(raw: c_int) -> Self {
+    fn from_raw(raw: xentoollog_level) -> Self {
         match raw {
             ..=1 => Self::Debug,
             2 => Self::Verbose,
@@ -207,7 +208,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 /// The logger that a libxl context is given. It must outlive that context.
 pub(crate) struct Logger {
     /// Both boxes stay where they are while C holds pointers to them; they are freed in `drop`.
-    shim: *mut sys::xenlight_logger,
+    shim: *mut xenlight_logger,
     state: *mut State,
     child_read: OwnedFd,
     /// Kept open for the forked children that write to it.
@@ -228,15 +229,16 @@ impl Logger {
             sink_failed: AtomicBool::new(false),
         }));
         // SAFETY: all-zero is a valid value of this plain C struct (null function pointers, zero integers).
-        let shim = Box::into_raw(Box::new(unsafe { std::mem::zeroed::<sys::xenlight_logger>() }));
+        let shim = Box::into_raw(Box::new(unsafe { std::mem::zeroed::<xenlight_logger>() }));
         // SAFETY: `shim` was just allocated with the struct's size, `state` lives until `drop`, which runs after
         // the context is gone, and both callbacks have the types that the shim declares.
         unsafe {
-            sys::xenlight_logger_init(
+            xenlight_logger_init(
                 shim,
                 Some(on_message),
                 Some(on_progress),
                 state.cast(),
+                XTL_DEBUG,
                 child_write.as_raw_fd(),
             );
         }
@@ -244,7 +246,7 @@ impl Logger {
     }
 
     /// What libxl wants as its logger.
-    pub(crate) fn as_raw(&self) -> *mut sys::xentoollog_logger {
+    pub(crate) fn as_raw(&self) -> *mut xentoollog_logger {
         self.shim.cast()
     }
 
@@ -260,17 +262,20 @@ impl Logger {
 
     /// Takes in what forked children have logged.
     pub(crate) fn drain_children(&self) {
-        let mut buffer = [0u8; 64 * 1024];
-        while let Ok(n @ 1..) = rustix::io::read(&self.child_read, &mut buffer) {
+        // Records are written whole and the pipe is read whole, so a record never ends in the next read: whatever
+        // fits a pipe fits the buffer.
+        let mut buffer = vec![0u8; 1 << 16];
+        while let Ok(n @ 1..) = rustix::io::read(&self.child_read, &mut buffer[..]) {
             let mut rest = &buffer[..n];
-            while let Some((record, tail)) = sys::ChildRecord::parse(rest) {
+            while let Parsed::Record(record, used) = ChildRecord::parse(rest) {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 self.state().accept(LogRecord {
                     level: LogLevel::from_raw(record.level),
-                    errno: record.errno,
-                    context: record.context,
-                    text: record.text,
+                    errno: record.errnoval,
+                    context: record.context.map(text),
+                    text: text(record.text),
                 });
-                rest = tail;
+                rest = &rest[used..];
             }
         }
     }
@@ -319,7 +324,7 @@ fn text(s: *const c_char) -> Option<String> {
 /// The shim's message sink. Called in this process only, never in a forked child.
 unsafe extern "C" fn on_message(
     data: *mut c_void,
-    level: c_int,
+    level: xentoollog_level,
     errnoval: c_int,
     context: *const c_char,
     message: *const c_char,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use xenlight_sys as sys;
+use xenlight_sys::libxl as sys;
 
 use crate::Domid;
 use crate::context::{Interrupt, User, lock};
@@ -95,9 +95,12 @@ impl<T: Send> Interrupt for Interruptible<T> {
     }
 }
 
+/// What is to be done with the return code.
+type Completion = Box<dyn FnOnce(c_int) + Send>;
+
 /// What libxl's callback finds at `for_callback`.
 struct Slot {
-    complete: Mutex<Option<Box<dyn FnOnce(c_int) + Send>>>,
+    complete: Mutex<Option<Completion>>,
 }
 
 /// The arguments of a call, which libxl reads and writes until completion; they stay at one address.

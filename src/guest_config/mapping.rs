@@ -1,0 +1,239 @@
+//! Walks the table of keys over a guest's file and builds libxl's configuration.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::keys::Keys;
+use super::syntax;
+use super::table::{Field, KEYS, Key, Place, Rule};
+use super::xl_conf::XlConf;
+use super::{Error, UnknownKey, defbool, per_guest, rules, table};
+
+/// A set of guest types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Types(u8);
+
+impl Types {
+    pub(super) const PV: Self = Self(1);
+    pub(super) const HVM: Self = Self(2);
+    pub(super) const PVH: Self = Self(4);
+    pub(super) const ALL: Self = Self(7);
+
+    fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// A configuration under construction.
+pub(super) struct Mapping<'a> {
+    pub(super) keys: &'a mut Keys,
+    pub(super) global: &'a XlConf,
+    /// What kind of guest it is, one of [`Types`].
+    pub(super) kind: Types,
+    /// The configuration, in the shape of libxl's JSON.
+    pub(super) root: Map<String, Value>,
+}
+
+/// Builds the configuration of a guest.
+pub(super) fn build(keys: &mut Keys, global: &XlConf) -> Result<Map<String, Value>, Error> {
+    let mut mapping = Mapping { keys, global, kind: Types::PV, root: Map::new() };
+    for key in KEYS {
+        mapping.apply(key)?;
+    }
+    rules::finish(&mut mapping)?;
+    Ok(mapping.root)
+}
+
+/// The keys of a file that neither xl nor this program knows.
+pub(super) fn unknown(keys: &Keys) -> Vec<UnknownKey> {
+    let known = |name: &str| name == per_guest::KEY || table::find(name).is_some();
+    let settings = keys.settings().iter().filter(|setting| !known(&setting.name));
+    settings.map(|setting| UnknownKey { name: setting.name.clone(), line: setting.line }).collect()
+}
+
+/// The name under which libxl's JSON has the part of the build information that depends on the type.
+fn union_name(kind: Types) -> &'static str {
+    match kind {
+        Types::HVM => "type.hvm",
+        Types::PVH => "type.pvh",
+        _ => "type.pv",
+    }
+}
+
+impl Mapping<'_> {
+    /// Sets the type, and with it the structures that libxl's JSON always has, even when they are empty.
+    pub(super) fn set_kind(&mut self, kind: Types) {
+        self.kind = kind;
+        let union = match kind {
+            Types::HVM => json!({ "vga": {}, "vnc": {}, "sdl": {}, "spice": {}, "rdm": {} }),
+            _ => json!({}),
+        };
+        self.root.insert("c_info".to_owned(), json!({}));
+        let build = json!({ "sched_params": {}, union_name(kind): union, "arch_arm": {}, "arch_x86": {} });
+        self.root.insert("b_info".to_owned(), build);
+    }
+
+    /// The structure, if a guest of this type has it.
+    fn structure(&mut self, place: Place) -> Option<&mut Map<String, Value>> {
+        let union = union_name(self.kind);
+        let path: &[&str] = match place {
+            Place::Create => &["c_info"],
+            Place::Build => &["b_info"],
+            Place::BuildOfHvm if self.kind == Types::HVM => &["b_info"],
+            Place::Sched => &["b_info", "sched_params"],
+            Place::X86 => &["b_info", "arch_x86"],
+            Place::Pv if self.kind == Types::PV => &["b_info", union],
+            Place::Pvh if self.kind == Types::PVH => &["b_info", union],
+            Place::Hvm if self.kind == Types::HVM => &["b_info", union],
+            Place::Vga if self.kind == Types::HVM => &["b_info", union, "vga"],
+            Place::Vnc if self.kind == Types::HVM => &["b_info", union, "vnc"],
+            Place::Sdl if self.kind == Types::HVM => &["b_info", union, "sdl"],
+            Place::Spice if self.kind == Types::HVM => &["b_info", union, "spice"],
+            _ => return None,
+        };
+        let mut map = &mut self.root;
+        for name in path {
+            map = map.get_mut(*name)?.as_object_mut()?;
+        }
+        Some(map)
+    }
+
+    /// Whether a guest of this type has the structure.
+    fn has(&mut self, place: Place) -> bool {
+        self.structure(place).is_some()
+    }
+
+    /// Sets a field, if a guest of this type has it.
+    pub(super) fn put(&mut self, field: Field, value: impl Into<Value>) {
+        if let Some(structure) = self.structure(field.0) {
+            structure.insert(field.1.to_owned(), value.into());
+        }
+    }
+
+    /// The value of a field that is set.
+    pub(super) fn get(&mut self, field: Field) -> Option<&Value> {
+        self.structure(field.0)?.get(field.1)
+    }
+
+    /// Leaves a field out again.
+    pub(super) fn remove(&mut self, field: Field) {
+        if let Some(structure) = self.structure(field.0) {
+            structure.remove(field.1);
+        }
+    }
+
+    /// One of libxl's words, in any case.
+    pub(super) fn word(
+        &self,
+        key: &str,
+        text: &str,
+        words: &'static [&'static str],
+    ) -> Result<&'static str, Error> {
+        words.iter().copied().find(|word| word.eq_ignore_ascii_case(text)).ok_or_else(|| {
+            self.keys.error(key, format!("`{text}` is not accepted here; accepted: {}", words.join(", ")))
+        })
+    }
+
+    /// Does what the table says about a key.
+    fn apply(&mut self, key: &Key) -> Result<(), Error> {
+        let name = key.name;
+        match key.rule {
+            Rule::Own(rule) => return rule(self),
+            Rule::Action(default) => return rules::action(self, name, default),
+            _ if self.keys.value(name).is_none() => return Ok(()),
+            _ => {}
+        }
+        match key.rule {
+            // Done above.
+            Rule::Own(_) | Rule::Action(_) => {}
+            Rule::Text(field) if self.has(field.0) => {
+                if let Some(text) = self.keys.text(name)? {
+                    self.put(field, text);
+                }
+            }
+            Rule::Flag(field) if self.has(field.0) => {
+                if let Some(on) = self.keys.flag(name) {
+                    self.put(field, defbool(on));
+                }
+            }
+            Rule::Int(field, default) if self.has(field.0) => {
+                let number = self.keys.number_in(name, i64::from(i32::MIN)..=i64::from(i32::MAX))?;
+                if let Some(number) = number.filter(|&number| number != default) {
+                    self.put(field, number);
+                }
+            }
+            Rule::Uint32(field) if self.has(field.0) => {
+                let number = self.keys.number_in(name, 0..=i64::from(u32::MAX))?;
+                if let Some(number) = number.filter(|&number| number != 0) {
+                    self.put(field, number);
+                }
+            }
+            Rule::Mebibytes(field) if self.has(field.0) => {
+                if let Some(kib) = rules::mebibytes(self.keys, name)? {
+                    self.put(field, kib);
+                }
+            }
+            Rule::Texts(field) if self.has(field.0) => {
+                if let Some(syntax::Value::Text(_)) = self.keys.value(name) {
+                    return Err(self.keys.error(name, "a list of strings is expected"));
+                }
+                if let Some(texts) = self.keys.texts(name)?.filter(|texts| !texts.is_empty()) {
+                    self.put(field, texts);
+                }
+            }
+            Rule::Word(field, words) if self.has(field.0) => {
+                if let Some(text) = self.keys.text(name)? {
+                    let word = self.word(name, &text, words)?;
+                    if word != words[0] {
+                        self.put(field, word);
+                    }
+                }
+            }
+            // The guest doesn't have the structure.
+            Rule::Text(_)
+            | Rule::Flag(_)
+            | Rule::Int(..)
+            | Rule::Uint32(_)
+            | Rule::Mebibytes(_)
+            | Rule::Texts(_)
+            | Rule::Word(..)
+            | Rule::Elsewhere => {}
+            Rule::Ignored(why) => self.keys.warn(name, format_args!("this key is ignored: {why}")),
+            Rule::Unsupported(types) => {
+                let empty = matches!(self.keys.value(name), Some(syntax::Value::List(items)) if items.is_empty());
+                if types.contains(self.kind) && !empty {
+                    return Err(self.unsupported(key));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The error for a key, or a value of it, that is not mapped yet.
+    pub(super) fn unsupported(&self, key: &Key) -> Error {
+        let known =
+            if key.since > 14 { format!(" (xl knows it since Xen 4.{})", key.since) } else { String::new() };
+        let message =
+            format!("this key{known} is not supported yet, and without it the guest would be another one");
+        self.keys.error(key.name, message)
+    }
+
+    /// That CPU masks of xl.conf can't be applied yet.
+    pub(super) fn check_masks(&self) -> Result<(), Error> {
+        let applies = |key: &str| match key {
+            "vm.hvm.cpumask" => self.kind != Types::PV,
+            "vm.pv.cpumask" => self.kind == Types::PV,
+            _ => true,
+        };
+        match self.global.masks.iter().find(|mask| applies(mask.key)) {
+            None => Ok(()),
+            Some(mask) => Err(Error::Key {
+                path: Path::new(&self.global.path).to_owned(),
+                line: mask.line,
+                key: mask.key.to_owned(),
+                message: "CPU masks for all guests are not supported yet".to_owned(),
+            }),
+        }
+    }
+}

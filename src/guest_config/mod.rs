@@ -1,0 +1,200 @@
+//! Guests' configuration files: the text of an xl.cfg file becomes a domain configuration in libxl's JSON.
+//!
+//! libxl has no function for this; the rules are in the `xl` program. They are written here a second time, so
+//! that `xl create -q -n FILE` and [`GuestConfig::read`] give the same values. The module knows no toolstack and
+//! needs no Xen.
+//!
+//! - `syntax`: the grammar
+//! - `keys`: typed access with xl's rules for warnings and errors
+//! - `table`: every key of xl, and what becomes of it; `rules`: the keys that need more than a line in the table
+//! - [`auto`]: the directory of guests to start at boot
+
+pub mod auto;
+mod disk;
+mod keys;
+mod mapping;
+mod per_guest;
+mod rules;
+mod syntax;
+mod table;
+mod vif;
+mod xl_conf;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+pub use per_guest::{PerGuest, StopAction};
+pub use xl_conf::{Autoballoon, XlConf};
+
+/// Files longer than this are not read: they are no configuration.
+const SIZE_LIMIT: u64 = 4 << 20;
+
+/// Why a configuration file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file can't be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is a directory, a device or something else that is no regular file.
+    #[error("{}: not a regular file", path.display())]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is too long to be a configuration.
+    #[error("{}: longer than {SIZE_LIMIT} bytes, which no configuration file is", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The text is not in the language of xl.cfg.
+    #[error("{}:{line}: {message} (column {column})", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u32,
+        /// The character in the line, from 1.
+        column: u32,
+        /// What is wrong, and what is accepted.
+        message: String,
+    },
+    /// A key has a value that can't be used.
+    #[error("{}:{line}: {key}: {message}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The line of its value, from 1.
+        line: u32,
+        /// The key.
+        key: String,
+        /// What is wrong, and what is accepted.
+        message: String,
+    },
+    /// A key that is needed is not there.
+    #[error("{}: {key}: {message}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is missing.
+        message: String,
+    },
+}
+
+/// Something in a file that xl would warn about and go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, from 1, if the key stands in the file.
+    pub line: Option<u32>,
+    /// What is odd, and what is made of it.
+    pub message: String,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.path.display())?;
+        if let Some(line) = self.line {
+            write!(f, "{line}:")?;
+        }
+        write!(f, " {}", self.message)
+    }
+}
+
+/// A key that neither xl nor this program knows, often a typing mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownKey {
+    /// The key.
+    pub name: String,
+    /// The line of its value, from 1.
+    pub line: u32,
+}
+
+/// A guest, as its configuration file describes it.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// The guest's name.
+    pub name: String,
+    /// Its UUID: the file's, or a random one, which is another one each time the file is read.
+    pub uuid: Uuid,
+    /// Whether the file gives the UUID.
+    pub uuid_given: bool,
+    /// The `libxl_domain_config` in libxl's JSON.
+    pub json: Value,
+    /// What this program does with the guest.
+    pub per_guest: PerGuest,
+    /// What xl would warn about.
+    pub warnings: Vec<Diagnostic>,
+    /// Keys that nobody knows, which xl ignores without a word.
+    pub unknown_keys: Vec<UnknownKey>,
+}
+
+impl GuestConfig {
+    /// Reads a guest's file. `global` is the host's xl.conf.
+    pub fn read(path: &Path, global: &XlConf) -> Result<Self, Error> {
+        Self::parse(path, &read_file(path)?, global)
+    }
+
+    /// Reads the text of a guest's file; `path` is for messages.
+    pub fn parse(path: &Path, text: &[u8], global: &XlConf) -> Result<Self, Error> {
+        let mut keys = keys::Keys::parse(path, text)?;
+        let json = Value::Object(mapping::build(&mut keys, global)?);
+        let per_guest = PerGuest::read(&mut keys)?;
+        let created = |field: &str| json["c_info"][field].as_str().unwrap_or_default();
+        let name = created("name").to_owned();
+        let uuid = Uuid::try_parse(created("uuid")).unwrap_or_default();
+        let uuid_given = matches!(keys.value("uuid"), Some(syntax::Value::Text(_)));
+        let unknown_keys = mapping::unknown(&keys);
+        let path = path.to_owned();
+        Ok(Self { path, name, uuid, uuid_given, json, per_guest, warnings: keys.into_warnings(), unknown_keys })
+    }
+
+    /// The files that the guest is to be booted from and that are not there, each with the key that names it.
+    ///
+    /// A guest with a bootloader gets kernel and ramdisk from inside its disk, so nothing is looked for then.
+    pub fn missing_files(&self) -> Vec<(&'static str, PathBuf)> {
+        let build = &self.json["b_info"];
+        if build["bootloader"].is_string() {
+            return Vec::new();
+        }
+        let named = ["kernel", "ramdisk"].map(|key| build[key].as_str().map(|path| (key, PathBuf::from(path))));
+        named.into_iter().flatten().filter(|(_, path)| !path.is_file()).collect()
+    }
+}
+
+/// The whole of a regular file. Links are followed; a FIFO is never opened.
+fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+    let read = |source| Error::Read { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(read)?.is_file() {
+        return Err(Error::NotAFile { path: path.to_owned() });
+    }
+    let mut text = Vec::new();
+    File::open(path).map_err(read)?.take(SIZE_LIMIT + 1).read_to_end(&mut text).map_err(read)?;
+    if text.len() as u64 > SIZE_LIMIT {
+        return Err(Error::TooLong { path: path.to_owned() });
+    }
+    Ok(text)
+}
+
+/// A `libxl_defbool` that is set.
+fn defbool(on: bool) -> Value {
+    json!(if on { "True" } else { "False" })
+}
+
+#[cfg(test)]
+mod tests;

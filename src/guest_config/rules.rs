@@ -1,0 +1,523 @@
+//! The keys of a guest's file that are more than a copy into one of libxl's fields, one function each.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::keys::{Keys, Number};
+use super::mapping::{Mapping, Types};
+use super::syntax;
+use super::table::{self, Field, Place};
+use super::{Error, defbool, disk as disk_item, vif as vif_item, xl_conf};
+
+type Done = Result<(), Error>;
+
+/// More virtual CPUs than any Xen gives to a guest.
+const VCPU_LIMIT: i64 = 8192;
+
+/// The firmwares that libxl knows by name; the first one stands for its own choice.
+pub(super) const BIOS: &[&str] = &["unknown", "rombios", "seabios", "ovmf"];
+
+const TSC_MODES: &[&str] = &["default", "always_emulate", "native", "native_paravirt"];
+
+const TIMER_MODES: &[&str] =
+    &["delay_for_missed_ticks", "no_delay_for_missed_ticks", "no_missed_ticks_pending", "one_missed_tick_pending"];
+
+/// The words for `on_poweroff` and its kind, and libxl's for them.
+const ACTIONS: &[(&str, &str)] = &[
+    ("destroy", "destroy"),
+    ("restart", "restart"),
+    ("rename-restart", "restart_rename"),
+    ("preserve", "preserve"),
+    ("coredump-destroy", "coredump_destroy"),
+    ("coredump-restart", "coredump_restart"),
+    ("soft-reset", "soft_reset"),
+];
+
+/// `type` and `builder`, and what is the same for all guests.
+pub(super) fn guest_type(m: &mut Mapping<'_>) -> Done {
+    // xl compares over the length of the given text only: any start of a word stands for it.
+    let mut kind = None;
+    if let Some(text) = m.keys.text("type")? {
+        let words = [("hvm", Types::HVM), ("pv", Types::PV), ("pvh", Types::PVH)];
+        match words.iter().find(|(word, _)| word.starts_with(&text)) {
+            Some((_, found)) => kind = Some(*found),
+            None => {
+                return Err(m.keys.error("type", format!("`{text}` is not a guest type; accepted: pv, pvh, hvm")));
+            }
+        }
+    }
+    if let Some(text) = m.keys.text("builder")? {
+        let words = [("hvm", Types::HVM), ("generic", Types::PV)];
+        let Some((_, found)) = words.iter().find(|(word, _)| word.starts_with(&text)) else {
+            return Err(m.keys.error("builder", format!("`{text}` is not a builder; accepted: hvm, generic")));
+        };
+        if kind.is_some_and(|kind| kind != *found) {
+            return Err(m.keys.error("builder", "it contradicts `type`"));
+        }
+        kind = Some(*found);
+    }
+    let default = if cfg!(any(target_arch = "arm", target_arch = "aarch64")) { Types::PVH } else { Types::PV };
+    let kind = kind.unwrap_or(default);
+    m.set_kind(kind);
+    let word = match kind {
+        Types::HVM => "hvm",
+        Types::PVH => "pvh",
+        _ => "pv",
+    };
+    m.put(Field(Place::Create, "type"), word);
+    m.put(Field(Place::Create, "run_hotplug_scripts"), defbool(m.global.run_hotplug_scripts));
+    m.put(Field(Place::Build, "claim_mode"), defbool(m.global.claim_mode));
+    if let Some(device) = &m.global.blkdev_start {
+        m.put(Field(Place::Build, "blkdev_start"), device.as_str());
+    }
+    Ok(())
+}
+
+/// `init_seclabel` and `seclabel`.
+pub(super) fn seclabel(m: &mut Mapping<'_>) -> Done {
+    let initial = m.keys.text("init_seclabel")?;
+    let label = m.keys.text("seclabel")?;
+    let (create, exec) = match initial {
+        Some(initial) => (Some(initial), label),
+        None => (label, None),
+    };
+    if let Some(label) = create {
+        m.put(Field(Place::Create, "ssid_label"), label);
+    }
+    if let Some(label) = exec {
+        m.put(Field(Place::Build, "exec_ssid_label"), label);
+    }
+    Ok(())
+}
+
+/// `name`
+pub(super) fn name(m: &mut Mapping<'_>) -> Done {
+    match m.keys.text("name")? {
+        None => Err(m.keys.error("name", "the guest's name is not given")),
+        Some(name) if name.is_empty() => Err(m.keys.error("name", "the guest's name is empty")),
+        Some(name) => {
+            m.put(Field(Place::Create, "name"), name);
+            Ok(())
+        }
+    }
+}
+
+/// `uuid`
+pub(super) fn uuid(m: &mut Mapping<'_>) -> Done {
+    let uuid = match m.keys.text("uuid")? {
+        None => Uuid::new_v4(),
+        Some(text) => {
+            // The crate takes more forms than xl does.
+            let given = Uuid::try_parse(&text).ok().filter(|uuid| text.len() == 36 && !uuid.is_nil());
+            given.ok_or_else(|| {
+                let like = "11111111-2222-3333-4444-555555555555";
+                m.keys.error("uuid", format!("`{text}` is not a UUID like {like}"))
+            })?
+        }
+    };
+    m.put(Field(Place::Create, "uuid"), uuid.to_string());
+    Ok(())
+}
+
+/// A size in MiB as KiB.
+pub(super) fn mebibytes(keys: &mut Keys, key: &str) -> Result<Option<i64>, Error> {
+    let size = keys.number_in(key, 0..=i64::MAX / 1024 / 1024)?;
+    Ok(size.map(|mebibytes| mebibytes * 1024))
+}
+
+/// `memory` and `maxmem`
+pub(super) fn memory(m: &mut Mapping<'_>) -> Done {
+    let target = mebibytes(m.keys, "memory")?;
+    let limit = mebibytes(m.keys, "maxmem")?;
+    if let Some(target) = target {
+        m.put(Field(Place::Build, "target_memkb"), target);
+    }
+    if let Some(limit) = limit.or(target) {
+        m.put(Field(Place::Build, "max_memkb"), limit);
+    }
+    Ok(())
+}
+
+/// `vcpus` and `maxvcpus`
+pub(super) fn vcpus(m: &mut Mapping<'_>) -> Done {
+    let online = m.keys.number_in("vcpus", 0..=VCPU_LIMIT)?;
+    let limit = m.keys.number_in("maxvcpus", 0..=VCPU_LIMIT)?.filter(|&limit| limit != 0);
+    let count = online.unwrap_or(0);
+    if limit.is_some_and(|limit| limit < count) {
+        return Err(m.keys.error("maxvcpus", format!("it is lower than vcpus ({count})")));
+    }
+    if count > 0 {
+        m.put(Field(Place::Build, "avail_vcpus"), (0..count).collect::<Vec<_>>());
+    }
+    let limit = limit.unwrap_or(count);
+    if limit > 0 {
+        m.put(Field(Place::Build, "max_vcpus"), limit);
+    }
+    Ok(())
+}
+
+/// A limit of the grant tables, by default that of xl.conf.
+fn grant_limit(m: &mut Mapping<'_>, key: &'static str, global: Option<u32>) -> Done {
+    if let Some(limit) = xl_conf::limit(m.keys, key)?.or(global) {
+        m.put(Field(Place::Build, key), limit);
+    }
+    Ok(())
+}
+
+/// `max_grant_frames`
+pub(super) fn max_grant_frames(m: &mut Mapping<'_>) -> Done {
+    grant_limit(m, "max_grant_frames", m.global.max_grant_frames)
+}
+
+/// `max_maptrack_frames`
+pub(super) fn max_maptrack_frames(m: &mut Mapping<'_>) -> Done {
+    grant_limit(m, "max_maptrack_frames", m.global.max_maptrack_frames)
+}
+
+/// `max_grant_version`
+pub(super) fn max_grant_version(m: &mut Mapping<'_>) -> Done {
+    grant_limit(m, "max_grant_version", m.global.max_grant_version)
+}
+
+/// `on_poweroff` and its kind.
+pub(super) fn action(m: &mut Mapping<'_>, key: &'static str, default: &'static str) -> Done {
+    let given = m.keys.text(key)?;
+    let text = given.as_deref().unwrap_or(default);
+    let Some((_, word)) = ACTIONS.iter().find(|(known, _)| *known == text) else {
+        let words: Vec<_> = ACTIONS.iter().map(|(word, _)| *word).collect();
+        let message = format!("`{text}` is not a known action; accepted: {}", words.join(", "));
+        return Err(m.keys.error(key, message));
+    };
+    // libxl's default, which its JSON leaves out.
+    if *word != "destroy" {
+        m.root.insert(key.to_owned(), json!(word));
+    }
+    Ok(())
+}
+
+/// A word of libxl, for which the number of its place is accepted too, with a warning.
+fn word_or_number(
+    m: &mut Mapping<'_>,
+    key: &str,
+    words: &'static [&'static str],
+) -> Result<Option<&'static str>, Error> {
+    match m.keys.as_number(key) {
+        Number::Is(number) => match usize::try_from(number).ok().and_then(|i| words.get(i)) {
+            Some(word) => {
+                m.keys.warn(key, format_args!("giving it as a number is deprecated; use \"{word}\""));
+                Ok(Some(word))
+            }
+            None => Err(m.keys.error(key, format!("{number} is not accepted; accepted: {}", words.join(", ")))),
+        },
+        _ => match m.keys.text(key)? {
+            Some(text) => m.word(key, &text, words).map(Some),
+            None => Ok(None),
+        },
+    }
+}
+
+/// `tsc_mode`
+pub(super) fn tsc_mode(m: &mut Mapping<'_>) -> Done {
+    if let Some(word) = word_or_number(m, "tsc_mode", TSC_MODES)?.filter(|word| *word != "default") {
+        m.put(Field(Place::Build, "tsc_mode"), word);
+    }
+    Ok(())
+}
+
+/// `timer_mode`
+pub(super) fn timer_mode(m: &mut Mapping<'_>) -> Done {
+    if m.kind == Types::PV && m.keys.value("timer_mode").is_some() {
+        return Err(m.keys.error("timer_mode", "PV guests don't have it"));
+    }
+    if let Some(word) = word_or_number(m, "timer_mode", TIMER_MODES)? {
+        m.put(Field(Place::Build, "timer_mode"), word);
+    }
+    Ok(())
+}
+
+/// `rtc_timeoffset`, in seconds; a negative one is stored as its two's complement.
+pub(super) fn rtc_timeoffset(m: &mut Mapping<'_>) -> Done {
+    let offset = m.keys.number_in("rtc_timeoffset", i64::from(i32::MIN)..=i64::from(u32::MAX))?;
+    if let Some(offset) = offset.filter(|&offset| offset != 0) {
+        m.put(Field(Place::Build, "rtc_timeoffset"), offset & i64::from(u32::MAX));
+    }
+    Ok(())
+}
+
+/// `kernel`
+pub(super) fn kernel(m: &mut Mapping<'_>) -> Done {
+    let Some(kernel) = m.keys.text("kernel")? else { return Ok(()) };
+    if m.kind == Types::HVM && kernel.rsplit('/').next() == Some("hvmloader") {
+        m.keys.warn(
+            "kernel",
+            "hvmloader is not a kernel; it is ignored (use firmware_override for another firmware)",
+        );
+        return Ok(());
+    }
+    m.put(Field(Place::Build, "kernel"), kernel);
+    Ok(())
+}
+
+/// `cmdline`, `root` and `extra`
+pub(super) fn cmdline(m: &mut Mapping<'_>) -> Done {
+    let cmdline = m.keys.text("cmdline")?;
+    let root = m.keys.text("root")?;
+    let extra = m.keys.text("extra")?;
+    if cmdline.is_some() && (root.is_some() || extra.is_some()) {
+        m.keys.warn("cmdline", "root and extra are ignored beside it");
+    }
+    let line = match (cmdline, root, extra) {
+        (Some(cmdline), _, _) => cmdline,
+        (None, Some(root), Some(extra)) => format!("root={root} {extra}"),
+        (None, Some(root), None) => format!("root={root}"),
+        (None, None, Some(extra)) => extra,
+        (None, None, None) => return Ok(()),
+    };
+    m.put(Field(Place::Build, "cmdline"), line);
+    Ok(())
+}
+
+/// `bootloader_restrict`, by default that of xl.conf.
+pub(super) fn bootloader_restrict(m: &mut Mapping<'_>) -> Done {
+    if let Some(on) = m.keys.flag("bootloader_restrict").or(m.global.bootloader_restrict) {
+        m.put(Field(Place::Build, "bootloader_restrict"), defbool(on));
+    }
+    Ok(())
+}
+
+/// `bootloader_args`: a list, or (deprecated) a string with blanks between the arguments.
+pub(super) fn bootloader_args(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "bootloader_args";
+    let args = if let Some(syntax::Value::Text(_)) = m.keys.value(KEY) {
+        m.keys.warn(KEY, "giving it as a string is deprecated; use a list");
+        let text = m.keys.text(KEY)?.unwrap_or_default();
+        text.split([' ', '\t', '\n']).filter(|arg| !arg.is_empty()).map(str::to_owned).collect()
+    } else {
+        m.keys.texts(KEY)?.unwrap_or_default()
+    };
+    if !args.is_empty() {
+        m.put(Field(Place::Build, KEY), args);
+    }
+    Ok(())
+}
+
+/// The error for a value of a key that is not mapped yet.
+fn unsupported(m: &Mapping<'_>, key: &str) -> Error {
+    match table::find(key) {
+        Some(entry) => m.unsupported(entry),
+        None => m.keys.error(key, "is not supported yet"),
+    }
+}
+
+/// `viridian`: a flag; lists of enlightenments are not mapped yet.
+pub(super) fn viridian(m: &mut Mapping<'_>) -> Done {
+    if m.kind != Types::HVM {
+        return Ok(());
+    }
+    match m.keys.value("viridian") {
+        Some(syntax::Value::List(items)) if items.is_empty() => {}
+        Some(syntax::Value::List(_)) => return Err(unsupported(m, "viridian")),
+        Some(syntax::Value::Text(_)) => {
+            if let Some(on) = m.keys.flag("viridian") {
+                m.put(Field(Place::Hvm, "viridian"), defbool(on));
+            }
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// `altp2mhvm`
+pub(super) fn altp2mhvm(m: &mut Mapping<'_>) -> Done {
+    if m.kind == Types::HVM {
+        if let Some(on) = m.keys.flag("altp2mhvm") {
+            m.keys.warn("altp2mhvm", "this key is deprecated; use altp2m");
+            m.put(Field(Place::Hvm, "altp2m"), defbool(on));
+        }
+    }
+    Ok(())
+}
+
+/// `ms_vm_genid`: a new one at each creation is not mapped yet.
+pub(super) fn ms_vm_genid(m: &mut Mapping<'_>) -> Done {
+    if m.kind != Types::HVM {
+        return Ok(());
+    }
+    match m.keys.text("ms_vm_genid")?.as_deref() {
+        None | Some("none") => Ok(()),
+        Some("generate") => Err(unsupported(m, "ms_vm_genid")),
+        Some(other) => {
+            Err(m.keys.error("ms_vm_genid", format!("`{other}` is not accepted; accepted: generate, none")))
+        }
+    }
+}
+
+/// `firmware`: for HVM a firmware's name or path; for the others not mapped yet.
+pub(super) fn firmware(m: &mut Mapping<'_>) -> Done {
+    let Some(text) = m.keys.text("firmware")? else { return Ok(()) };
+    if m.kind != Types::HVM {
+        return Err(unsupported(m, "firmware"));
+    }
+    if let Some(name) = BIOS.iter().find(|name| name.eq_ignore_ascii_case(&text)) {
+        match *name {
+            "unknown" => m.remove(Field(Place::Hvm, "bios")),
+            name => m.put(Field(Place::Hvm, "bios"), name),
+        }
+    } else if "uefi".starts_with(&text) {
+        m.put(Field(Place::Hvm, "bios"), "ovmf");
+    } else if !"bios".starts_with(&text) {
+        m.put(Field(Place::Hvm, "firmware"), text);
+    }
+    Ok(())
+}
+
+/// An item of a list of devices.
+fn items(m: &mut Mapping<'_>, key: &str) -> Result<Vec<String>, Error> {
+    Ok(m.keys.texts(key)?.unwrap_or_default())
+}
+
+/// `disk`
+pub(super) fn disk(m: &mut Mapping<'_>) -> Done {
+    let mut disks = Vec::new();
+    for item in items(m, "disk")? {
+        let disk = disk_item::parse(&item).map_err(|why| m.keys.error("disk", format!("in `{item}`: {why}")))?;
+        disks.push(disk);
+    }
+    if !disks.is_empty() {
+        m.root.insert("disks".to_owned(), Value::Array(disks));
+    }
+    Ok(())
+}
+
+/// `vif`
+pub(super) fn vif(m: &mut Mapping<'_>) -> Done {
+    let mut nics = Vec::new();
+    for (i, item) in items(m, "vif")?.into_iter().enumerate() {
+        let mut warnings = Vec::new();
+        let nic = vif_item::parse(&item, i, m.global, &mut warnings)
+            .map_err(|why| m.keys.error("vif", format!("in `{item}`: {why}")))?;
+        for warning in warnings {
+            m.keys.warn("vif", format_args!("in `{item}`: {warning}"));
+        }
+        nics.push(nic);
+    }
+    if !nics.is_empty() {
+        m.root.insert("nics".to_owned(), Value::Array(nics));
+    }
+    Ok(())
+}
+
+/// `device_model_version`
+pub(super) fn device_model_version(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "device_model_version";
+    match m.keys.text(KEY)?.as_deref() {
+        Some("qemu-xen") => m.put(Field(Place::Build, KEY), "qemu_xen"),
+        Some("qemu-xen-traditional") => m.put(Field(Place::Build, KEY), "qemu_xen_traditional"),
+        Some(other) => {
+            let message = format!("`{other}` is not accepted; accepted: qemu-xen, qemu-xen-traditional");
+            return Err(m.keys.error(KEY, message));
+        }
+        None if m.get(Field(Place::Build, "device_model")).is_some() => {
+            m.keys.warn("device_model_override", "it is given without device_model_version");
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// `vnc`: for HVM a field; for PV it makes a frame buffer, which is not mapped yet; PVH has none.
+pub(super) fn vnc(m: &mut Mapping<'_>) -> Done {
+    if m.kind == Types::PVH {
+        return Ok(());
+    }
+    let Some(on) = m.keys.flag("vnc") else { return Ok(()) };
+    if m.kind == Types::PV && on {
+        return Err(unsupported(m, "vnc"));
+    }
+    m.put(Field(Place::Vnc, "enable"), defbool(on));
+    Ok(())
+}
+
+/// `vga`, else `stdvga`
+pub(super) fn vga(m: &mut Mapping<'_>) -> Done {
+    if m.kind != Types::HVM {
+        return Ok(());
+    }
+    let kind = match m.keys.text("vga")?.as_deref() {
+        Some("stdvga") => "std",
+        Some("cirrus") => "cirrus",
+        Some("none") => "none",
+        Some("qxl") => "qxl",
+        Some(other) => {
+            let message = format!("`{other}` is not accepted; accepted: stdvga, cirrus, none, qxl");
+            return Err(m.keys.error("vga", message));
+        }
+        None => match m.keys.flag("stdvga") {
+            Some(true) => "std",
+            Some(false) => "cirrus",
+            None => return Ok(()),
+        },
+    };
+    m.put(Field(Place::Vga, "kind"), kind);
+    Ok(())
+}
+
+/// `gfx_passthru`: a flag or the kind of device.
+pub(super) fn gfx_passthru(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "gfx_passthru";
+    if m.kind != Types::HVM {
+        return Ok(());
+    }
+    if let Number::Is(number) = m.keys.as_number(KEY) {
+        m.put(Field(Place::Hvm, KEY), defbool(number != 0));
+    } else if let Some(text) = m.keys.text(KEY)? {
+        let word = m.word(KEY, &text, &["default", "igd"])?;
+        if word != "default" {
+            m.put(Field(Place::Hvm, "gfx_passthru_kind"), word);
+        }
+        m.put(Field(Place::Hvm, KEY), defbool(true));
+    }
+    Ok(())
+}
+
+/// A string, or a list of strings with a field of its own.
+fn text_or_list(m: &mut Mapping<'_>, key: &'static str, list: &'static str) -> Done {
+    if m.kind != Types::HVM {
+        return Ok(());
+    }
+    if let Some(syntax::Value::List(_)) = m.keys.value(key) {
+        let texts = m.keys.texts(key)?.unwrap_or_default();
+        if !texts.is_empty() {
+            m.put(Field(Place::Hvm, list), texts);
+        }
+    } else if let Some(text) = m.keys.text(key)? {
+        m.put(Field(Place::Hvm, key), text);
+    }
+    Ok(())
+}
+
+/// `serial`
+pub(super) fn serial(m: &mut Mapping<'_>) -> Done {
+    text_or_list(m, "serial", "serial_list")
+}
+
+/// `usbdevice`
+pub(super) fn usbdevice(m: &mut Mapping<'_>) -> Done {
+    text_or_list(m, "usbdevice", "usbdevice_list")
+}
+
+/// What can be checked only when all keys have been read.
+pub(super) fn finish(m: &mut Mapping<'_>) -> Done {
+    m.check_masks()?;
+    if m.kind == Types::HVM {
+        let listen =
+            m.get(Field(Place::Vnc, "listen")).and_then(Value::as_str).is_some_and(|text| text.contains(':'));
+        if listen && m.get(Field(Place::Vnc, "display")).is_some() {
+            return Err(m.keys.error("vncdisplay", "the display is given in vnclisten too"));
+        }
+    } else if m.get(Field(Place::Build, "kernel")).is_none() && m.get(Field(Place::Build, "bootloader")).is_none()
+    {
+        return Err(m.keys.error("kernel", "neither a kernel nor a bootloader is given"));
+    }
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! Whole files against the JSON that xl prints for them.
+
+use super::*;
+use proptest::prelude::*;
+
+fn parse_with(source: &str, global: &XlConf) -> Result<GuestConfig, Error> {
+    GuestConfig::parse(Path::new("t.cfg"), source.as_bytes(), global)
+}
+
+fn parse(source: &str) -> GuestConfig {
+    parse_with(source, &XlConf::default()).unwrap_or_else(|e| panic!("{source}: {e}"))
+}
+
+/// A file for a small guest of this type with `more` in it.
+fn guest(kind: &str, more: &str) -> GuestConfig {
+    parse(&format!("name = 'g'\ntype = '{kind}'\nkernel = '/k'\n{more}\n"))
+}
+
+fn error(more: &str) -> String {
+    let source = format!("name = 'g'\nkernel = '/k'\n{more}\n");
+    parse_with(&source, &XlConf::default()).expect_err(more).to_string()
+}
+
+#[test]
+fn a_pv_guest() {
+    let source = r#"
+name = "web"
+uuid = "11111111-2222-3333-4444-555555555555"
+memory = 256
+vcpus = 2
+kernel = "/boot/vmlinuz"
+extra = "console=hvc0"
+root = "/dev/xvda ro"
+disk = [ "/dev/vg/web,raw,xvda,rw" ]
+vif = [ "mac=00:16:3e:01:02:03,bridge=xenbr0" ]
+on_crash = "coredump-destroy"
+"#;
+    let config = parse(source);
+    let expected = json!({
+        "c_info": {
+            "type": "pv", "name": "web", "uuid": "11111111-2222-3333-4444-555555555555", "run_hotplug_scripts": "True"
+        },
+        "b_info": {
+            "max_vcpus": 2, "avail_vcpus": [0, 1], "max_memkb": 262_144, "target_memkb": 262_144,
+            "sched_params": {}, "claim_mode": "True",
+            "kernel": "/boot/vmlinuz", "cmdline": "root=/dev/xvda ro console=hvc0",
+            "type.pv": {}, "arch_arm": {}, "arch_x86": {}
+        },
+        "disks": [ { "pdev_path": "/dev/vg/web", "vdev": "xvda", "format": "raw", "readwrite": 1 } ],
+        "nics": [ { "devid": 0, "mac": "00:16:3e:01:02:03", "bridge": "xenbr0" } ],
+        "on_reboot": "restart", "on_crash": "coredump_destroy", "on_soft_reset": "soft_reset"
+    });
+    assert_eq!(config.json, expected);
+    assert_eq!((config.name.as_str(), config.uuid_given), ("web", true));
+    assert_eq!(config.uuid.to_string(), "11111111-2222-3333-4444-555555555555");
+    assert_eq!((config.warnings, config.unknown_keys), (vec![], vec![]));
+}
+
+#[test]
+fn a_pvh_guest() {
+    let source = r#"
+type = "pvh"; name = "n"; maxmem = 512; memory = 256; maxvcpus = 4; vcpus = 1
+bootloader = "pygrub"; bootloader_args = [ "-q", "x" ]
+cpu_weight = 512; cap = 50; pool = "p"; nomigrate = 1; localtime = 0; rtc_timeoffset = "-3600"
+tsc_mode = "Native"; max_event_channels = 4096; max_grant_frames = 64
+on_poweroff = "preserve"; on_reboot = "destroy"; on_watchdog = "restart"; on_soft_reset = "rename-restart"
+pvshim = 1; acpi = 0; hpet = 1
+"#;
+    let config = parse(source);
+    let expected = json!({
+        "c_info": {
+            "type": "pvh", "name": "n", "uuid": config.uuid.to_string(), "run_hotplug_scripts": "True", "pool_name": "p"
+        },
+        "b_info": {
+            "max_vcpus": 4, "avail_vcpus": [0], "max_memkb": 524_288, "target_memkb": 262_144,
+            "sched_params": { "weight": 512, "cap": 50 }, "claim_mode": "True",
+            "bootloader": "pygrub", "bootloader_args": ["-q", "x"],
+            "disable_migrate": "True", "localtime": "False", "rtc_timeoffset": 4_294_963_696_u32,
+            "tsc_mode": "native", "event_channels": 4096, "max_grant_frames": 64, "acpi": "False",
+            "type.pvh": { "pvshim": "True" }, "arch_arm": {}, "arch_x86": {}
+        },
+        "on_poweroff": "preserve", "on_watchdog": "restart", "on_soft_reset": "restart_rename"
+    });
+    assert_eq!(config.json, expected);
+    assert!(!config.uuid_given && !config.uuid.is_nil());
+}
+
+#[test]
+fn an_hvm_guest() {
+    let source = r#"
+builder = "hvm"; name = "n"; memory = 64
+kernel = "/usr/lib/xen/boot/hvmloader"
+boot = "cd"; vnc = 1; vnclisten = "0.0.0.0"; stdvga = 1; usbdevice = [ "tablet" ]; serial = "pty"; firmware = "uefi"
+apic = 1; viridian = 1; device_model_version = "qemu-xen"; device_model_args = [ "-x" ]; timer_mode = 2; hap = 0
+"#;
+    let config = parse(source);
+    let expected = json!({
+        "c_info": {
+            "type": "hvm", "name": "n", "uuid": config.uuid.to_string(), "run_hotplug_scripts": "True", "hap": "False"
+        },
+        "b_info": {
+            "max_memkb": 65536, "target_memkb": 65536, "sched_params": {}, "claim_mode": "True", "apic": "True",
+            "device_model_version": "qemu_xen", "extra": ["-x"], "timer_mode": "no_missed_ticks_pending",
+            "type.hvm": {
+                "bios": "ovmf", "viridian": "True", "boot": "cd", "serial": "pty", "usbdevice_list": ["tablet"],
+                "vga": { "kind": "std" }, "vnc": { "enable": "True", "listen": "0.0.0.0" },
+                "sdl": {}, "spice": {}, "rdm": {}
+            },
+            "arch_arm": {}, "arch_x86": {}
+        },
+        "on_reboot": "restart", "on_soft_reset": "soft_reset"
+    });
+    assert_eq!(config.json, expected);
+    // hvmloader, and the number of timer_mode.
+    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+}
+
+#[test]
+fn types() {
+    for (text, expected) in [("", "hvm"), ("h", "hvm"), ("hvm", "hvm"), ("p", "pv"), ("pv", "pv"), ("pvh", "pvh")]
+    {
+        assert_eq!(guest(text, "").json["c_info"]["type"], expected, "{text:?}");
+    }
+    assert_eq!(guest("pv", "builder='generic'").json["c_info"]["type"], "pv");
+    assert!(error("type='xen'").contains("t.cfg:3: type: `xen` is not a guest type"));
+    assert!(error("type='PV'").contains("not a guest type"));
+    assert!(error("builder='linux'").contains("not a builder"));
+    assert!(error("type='pvh'\nbuilder='generic'").contains("contradicts"));
+}
+
+#[test]
+fn the_hosts_defaults() {
+    let global = XlConf {
+        run_hotplug_scripts: false,
+        claim_mode: false,
+        blkdev_start: Some("xvdb".to_owned()),
+        max_grant_frames: Some(32),
+        max_maptrack_frames: Some(512),
+        bootloader_restrict: Some(true),
+        vif_bridge: Some("br1".to_owned()),
+        ..XlConf::default()
+    };
+    let source = "name='g'; kernel='/k'; max_grant_frames=8; vif=['', 'bridge=b']";
+    let json = parse_with(source, &global).unwrap().json;
+    assert_eq!(json["c_info"]["run_hotplug_scripts"], "False");
+    let build = &json["b_info"];
+    assert_eq!((&build["claim_mode"], &build["blkdev_start"]), (&json!("False"), &json!("xvdb")));
+    assert_eq!((&build["max_grant_frames"], &build["max_maptrack_frames"]), (&json!(8), &json!(512)));
+    assert_eq!(build["bootloader_restrict"], "True");
+    assert_eq!(json["nics"], json!([{ "devid": 0, "bridge": "br1" }, { "devid": 1, "bridge": "b" }]));
+}
+
+#[test]
+fn command_lines() {
+    for (more, expected) in [
+        ("", Value::Null),
+        ("cmdline='a b'", json!("a b")),
+        ("root='/dev/x'", json!("root=/dev/x")),
+        ("extra='3'", json!("3")),
+        ("root='/dev/x'; extra='3'", json!("root=/dev/x 3")),
+        ("cmdline=''", json!("")),
+    ] {
+        assert_eq!(guest("pv", more).json["b_info"]["cmdline"], expected, "{more}");
+    }
+    let both = guest("pv", "cmdline='a'; extra='b'");
+    assert_eq!(both.json["b_info"]["cmdline"], "a");
+    assert_eq!(both.warnings.len(), 1);
+}
+
+#[test]
+fn processors() {
+    for (more, online, limit) in [
+        ("", Value::Null, Value::Null),
+        ("vcpus=0", Value::Null, Value::Null),
+        ("vcpus=3", json!([0, 1, 2]), json!(3)),
+        ("maxvcpus=4", Value::Null, json!(4)),
+        ("vcpus=1; maxvcpus=4", json!([0]), json!(4)),
+    ] {
+        let build = &guest("pv", more).json["b_info"];
+        assert_eq!((&build["avail_vcpus"], &build["max_vcpus"]), (&online, &limit), "{more}");
+    }
+    assert!(error("vcpus=4; maxvcpus=2").contains("maxvcpus: it is lower than vcpus (4)"));
+    assert!(error("vcpus='-1'").contains("out of range"));
+    assert!(error("vcpus=1000000").contains("out of range"));
+}
+
+#[test]
+fn what_xl_only_warns_about() {
+    let config =
+        guest("pv", "memory = 'much'\nvcpus = [2]\ndisk = 'phy:/x,xvda,w'\nvif2 = []\nbootloader_args = '-a  -b'");
+    assert_eq!(config.json["b_info"]["target_memkb"], Value::Null);
+    assert_eq!(config.json["disks"], Value::Null);
+    assert_eq!(config.json["b_info"]["bootloader_args"], json!(["-a", "-b"]));
+    let shown: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(shown.len(), 5, "{shown:#?}");
+    assert!(shown.contains(&"t.cfg:4: memory: not a valid number; it is ignored".to_owned()), "{shown:#?}");
+}
+
+#[test]
+fn what_is_an_error() {
+    for (more, expected) in [
+        ("name = ''", "t.cfg:3: name: the guest's name is empty"),
+        ("name = \"\\t\"; name = ['x']", "t.cfg: name"),
+        ("uuid = 'x'", "t.cfg:3: uuid: `x` is not a UUID"),
+        ("uuid = '11111111222233334444555555555555'", "not a UUID"),
+        ("uuid = '00000000-0000-0000-0000-000000000000'", "not a UUID"),
+        ("memory = '-5'", "t.cfg:3: memory: -5 is out of range"),
+        ("on_crash = 'Destroy'", "on_crash: `Destroy` is not a known action; accepted: destroy, restart"),
+        ("tsc_mode = 4", "tsc_mode: 4 is not accepted"),
+        ("tsc_mode = 'x'", "tsc_mode: `x` is not accepted here; accepted: default, always_emulate"),
+        ("max_grant_frames = 'x'", "max_grant_frames: not a valid number"),
+        ("max_maptrack_frames = '-1'", "out of range"),
+        ("disk = ['/x,raw']", "t.cfg:3: disk: in `/x,raw`: no vdev is given"),
+        ("disk = [['/x,raw,xvda']]", "item 1 of the list is a list"),
+        ("vif = ['mac=5']", "t.cfg:3: vif: in `mac=5`: `5` is not a MAC address"),
+        ("device_model_version = 'qemu'", "accepted: qemu-xen"),
+        ("device_model_args = 'x'", "a list of strings is expected"),
+        ("timer_mode = 1", "PV guests don't have it"),
+        ("type = 'hvm'; vga = 'x'", "accepted: stdvga"),
+        ("type = 'hvm'; vnclisten = '0:1'; vncdisplay = 2", "the display is given in vnclisten too"),
+        ("cpu_weight = 4294967552", "out of range"),
+        ("xendomains = ['order=x']", "t.cfg:3: xendomains: `order=x` needs a whole number"),
+        ("cpus = '0-3'", "t.cfg:3: cpus: this key is not supported yet"),
+        ("llc_colors = ['0']", "(xl knows it since Xen 4.20) is not supported yet"),
+        ("pci = ['01:00.0']", "pci: this key is not supported yet"),
+        ("vnc = 1", "vnc: this key is not supported yet"),
+        ("firmware = 'pvgrub64'", "firmware: this key is not supported yet"),
+    ] {
+        let shown = error(more);
+        if expected == "t.cfg: name" {
+            // A list is no name: xl warns, and then misses it.
+            assert!(shown.contains("name: the guest's name is not given"), "{shown}");
+        } else {
+            assert!(shown.contains(expected), "{more}: {shown}");
+        }
+    }
+    let shown = parse_with("name='g'\n", &XlConf::default()).unwrap_err().to_string();
+    assert_eq!(shown, "t.cfg: kernel: neither a kernel nor a bootloader is given");
+    let shown = parse_with("kernel='/k'\n", &XlConf::default()).unwrap_err().to_string();
+    assert_eq!(shown, "t.cfg: name: the guest's name is not given");
+    let shown = parse_with("name = 'g'\nmemory = True\n", &XlConf::default()).unwrap_err().to_string();
+    assert!(shown.starts_with("t.cfg:2: `True` is not accepted") && shown.ends_with("(column 10)"), "{shown}");
+}
+
+#[test]
+fn unsupported_keys_that_change_nothing_are_fine() {
+    guest(
+        "pv",
+        "pci = []\nvfb = []\nmca_caps = ['lmce']\nviridian = ['all']\npci_permissive = 1\nms_vm_genid = 'generate'",
+    );
+    guest("hvm", "ms_vm_genid = 'none'");
+    guest("pvh", "vnc = 1");
+}
+
+#[test]
+fn masks_of_the_host() {
+    let global = XlConf::parse(Path::new("xl.conf"), b"vm.pv.cpumask = '0-1'\n").unwrap();
+    let source = "name='g'; kernel='/k'; type=";
+    let shown = parse_with(&format!("{source}'pv'"), &global).unwrap_err().to_string();
+    assert!(shown.starts_with("xl.conf:1: vm.pv.cpumask: "), "{shown}");
+    assert!(parse_with(&format!("{source}'pvh'"), &global).is_ok());
+}
+
+#[test]
+fn unknown_keys_are_collected() {
+    let config = guest("pv", "memroy = 5\nxendomains = ['order=3']\nvif.extra = 1");
+    let expected = ["memroy", "vif.extra"];
+    assert_eq!(config.unknown_keys.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), expected);
+    assert_eq!(config.unknown_keys[0].line, 4);
+    assert_eq!(config.per_guest.order, Some(3));
+}
+
+#[test]
+fn missing_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = directory.path().join("kernel");
+    std::fs::write(&kernel, "").unwrap();
+    let source = format!("name='g'; kernel='{}'; ramdisk='/nonexistent/initrd'", kernel.display());
+    assert_eq!(parse(&source).missing_files(), [("ramdisk", PathBuf::from("/nonexistent/initrd"))]);
+    assert_eq!(parse(&format!("{source}; bootloader='pygrub'")).missing_files(), []);
+    assert_eq!(guest("pv", "").missing_files(), [("kernel", PathBuf::from("/k"))]);
+}
+
+#[test]
+fn files() {
+    let directory = tempfile::tempdir().unwrap();
+    let global = XlConf::default();
+    let read = |path: &Path| GuestConfig::read(path, &global);
+    assert!(matches!(read(directory.path()), Err(Error::NotAFile { .. })));
+    assert!(matches!(read(Path::new("/dev/null")), Err(Error::NotAFile { .. })));
+    assert!(matches!(read(&directory.path().join("no")), Err(Error::Read { .. })));
+    let long = directory.path().join("long");
+    std::fs::write(&long, vec![b'\n'; 5 << 20]).unwrap();
+    assert!(matches!(read(&long), Err(Error::TooLong { .. })));
+    let good = directory.path().join("good");
+    std::fs::write(&good, "name='g'; kernel='/k'").unwrap();
+    assert_eq!(read(&good).unwrap().name, "g");
+}
+
+proptest! {
+    #[test]
+    fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut source = b"name='g'; kernel='/k'\n".to_vec();
+        source.extend(bytes);
+        let _ = GuestConfig::parse(Path::new("t.cfg"), &source, &XlConf::default());
+    }
+
+    #[test]
+    fn never_panics_on_any_value(key in 0..table::KEYS.len(), value in r"'[ -&(-\[\]-~]{0,12}'|[0-9]{1,20}|\['[a-z0-9=,:]{0,9}'\]") {
+        let source = format!("name='g'\nkernel='/k'\ntype='hvm'\n{}={value}\n", table::KEYS[key].name);
+        let _ = GuestConfig::parse(Path::new("t.cfg"), source.as_bytes(), &XlConf::default());
+    }
+}

@@ -1,8 +1,12 @@
 //! What the developer's commands (`cargo xtask …`) are made of.
 //!
-//! [`lab`] gives a real Xen host in QEMU; everything else is support for it.
+//! [`lab`] gives a real Xen host in QEMU; [`demo`] and [`test`] are what is done with it.
 
+pub mod counter;
+pub mod demo;
 pub mod exec;
 pub mod lab;
 pub mod packages;
+pub mod program;
 pub mod progress;
+pub mod test;

@@ -20,6 +20,10 @@ enum Task {
     /// A real Xen host in QEMU, to try things by hand
     #[command(subcommand)]
     Lab(LabTask),
+    /// Boot a Xen host in a box and show the main job on it: start, status, stop, start
+    Demo,
+    /// Run everything that CI runs; the last line counts
+    Test,
 }
 
 #[derive(Args)]
@@ -117,8 +121,14 @@ fn octal(text: &str) -> Result<u32, String> {
 }
 
 fn main() -> ExitCode {
-    let Task::Lab(task) = Cli::parse().task;
-    match lab(task) {
+    let done = match Cli::parse().task {
+        Task::Lab(task) => lab(task),
+        Task::Demo => workspace().and_then(|root| xtask::demo::run(&root)).map(|()| ExitCode::SUCCESS),
+        Task::Test => workspace().and_then(|root| xtask::test::run(&root)).map(|passed| {
+            if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

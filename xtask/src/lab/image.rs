@@ -55,10 +55,14 @@ const FILES: &[(&str, u32, &str)] = &[
         0o644,
         "bridge\nloop\nxen-blkback\nxen-evtchn\nxen-gntalloc\nxen-gntdev\nxen-netback\n",
     ),
+    ("etc/systemd/system/systemd-udev-trigger.service.d/lab.conf", 0o644, include_str!("files/udev-trigger.conf")),
     ("etc/systemd/system/lab-net.service", 0o644, include_str!("files/lab-net.service")),
     ("etc/systemd/system/lab-ready.service", 0o644, include_str!("files/lab-ready.service")),
     ("usr/local/lib/lab-ready", 0o755, include_str!("files/lab-ready")),
 ];
+
+/// Folders that Debian's packages leave to others: without this one xenconsoled writes no guest's console.
+const DIRECTORIES: &[&str] = &["var/log/xen/console"];
 
 /// Added to Debian's file of settings for the Xen daemons: guests' consoles go to files, which tests read.
 const XEN_DEFAULTS: &str = "\nXENCONSOLED_ARGS=\"--log=guest --timestamp=none\"\n";
@@ -69,17 +73,31 @@ const ENABLED: &[&str] = &["lab-net.service", "lab-ready.service"];
 const MASKED: &[&str] = &[
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "fstrim.timer",
     "getty@tty1.service",
+    "modprobe@dm_mod.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "modprobe@fuse.service",
     "networking.service",
+    "proc-sys-fs-binfmt_misc.automount",
     "serial-getty@hvc0.service",
     "serial-getty@ttyS0.service",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-binfmt.service",
+    "systemd-journal-flush.service",
     "systemd-logind.service",
     "systemd-networkd.service",
     "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-sysusers.service",
     "systemd-timesyncd.service",
     "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
@@ -151,6 +169,7 @@ fn key(release: Release, public_key: &str) -> String {
         .with("guest modules", guest::MODULES.join(","))
         .with("init", INIT)
         .with("xen defaults", XEN_DEFAULTS)
+        .with("directories", DIRECTORIES.join(","))
         .with("enabled", ENABLED.join(","))
         .with("masked", MASKED.join(","))
         .with("ssh", public_key)
@@ -257,6 +276,9 @@ fn unpack(lab: &Path, release: Release, tree: &Path) -> Result<()> {
 fn configure(tree: &Path, public_key: &str) -> Result<()> {
     for (path, mode, content) in FILES {
         write(&tree.join(path), *mode, content)?;
+    }
+    for directory in DIRECTORIES {
+        fs::create_dir_all(tree.join(directory)).with_context(|| format!("make {directory}"))?;
     }
     let keys = tree.join("root/.ssh/authorized_keys");
     write(&keys, 0o600, public_key)?;

@@ -23,7 +23,7 @@
 //! | `images/xen-RELEASE-KEY/booted-KEY/` | an overlay of that disk with a snapshot of the booted host |
 //! | `hosts/NAME/` | a host: its copy of the overlay, sockets, logs |
 
-mod cache;
+pub(crate) mod cache;
 pub mod guest;
 mod image;
 mod initrd;
@@ -581,6 +581,9 @@ impl Host {
         let disk = self.directory.join(DISK);
         fs::copy(self.state.booted.join(DISK), &disk)
             .with_context(|| format!("copy the booted host's disk to {}", disk.display()))?;
+        // What the console said up to the snapshot; QEMU appends.
+        fs::copy(self.state.booted.join(qemu::SERIAL_LOG), self.serial_log())
+            .context("copy the booted host's console")?;
         let (qemu, port) = self.start(true)?.running();
         self.qemu = Some(qemu);
         self.state.port = port;

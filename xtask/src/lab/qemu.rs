@@ -35,8 +35,12 @@ use crate::exec;
 const CPU: &str =
     "EPYC,+svm,-monitor,-smap,-smep,-xsaves,-rdtscp,-xsave,-xsaveopt,-xsavec,-xgetbv1,-avx,-avx2,-f16c,-fma";
 
+/// Raise when the machine that [`Start::command`] describes changes: a snapshot fits one machine only.
+const MACHINE_FORMAT: u32 = 1;
+
 /// What dom0's kernel is told.
-const DOM0_ARGUMENTS: &str = "root=/dev/vda rw console=hvc0 mitigations=off net.ifnames=0";
+const DOM0_ARGUMENTS: &str =
+    "root=/dev/vda rw console=hvc0 mitigations=off net.ifnames=0 loglevel=5 systemd.show_status=error";
 
 /// The name of the snapshot that hosts start from.
 pub const SNAPSHOT: &str = "booted";
@@ -131,7 +135,7 @@ impl Start<'_> {
     /// What the snapshot depends on, for its key.
     #[must_use]
     pub fn signature(tools: &Tools, memory: Memory) -> String {
-        format!("{CPU} {DOM0_ARGUMENTS} {memory:?} {:?}", tools.qemu().get_program())
+        format!("{MACHINE_FORMAT} {CPU} {DOM0_ARGUMENTS} {memory:?} {:?}", tools.qemu().get_program())
     }
 
     /// Starts QEMU and lets the machine run; `started` is told about the process before anything else happens.
@@ -191,7 +195,9 @@ impl Start<'_> {
         command
             .args(["-accel", "tcg,thread=multi", "-smp", "2", "-cpu", CPU])
             .args(["-m", &self.memory.machine.to_string()])
-            .args(["-display", "none", "-no-reboot", "-S"])
+            // Every device less is one less for dom0 to find and load a driver for.
+            .args(["-nodefaults", "-vga", "none", "-display", "none"])
+            .args(["-no-reboot", "-S"])
             .arg("-kernel")
             .arg(self.image.xen())
             .args(["-append", &xen_arguments(self.memory)])

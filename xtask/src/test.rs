@@ -1,0 +1,210 @@
+//! `cargo xtask test`: everything that CI runs, in tiers, with one count over all.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::lab::{Lab, Release, cache};
+use crate::packages::{self, Mirror};
+use crate::program::{self, cargo};
+use crate::{exec, progress};
+
+/// Raise when the way of unpacking changes.
+const HEADERS_FORMAT: &str = "1";
+
+/// What a tier came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: usize,
+    failed: usize,
+}
+
+impl std::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// A part of the tests, which counts its own.
+type Tier = fn(&Path) -> Result<Count>;
+
+/// Runs all tiers. Returns whether everything has passed.
+///
+/// A test that is ignored counts as failed: whoever ignores one has to say here why it needs not run.
+///
+/// # Errors
+/// What the tests need can't be had.
+pub fn run(workspace: &Path) -> Result<bool> {
+    let started = Instant::now();
+    program::prepare(workspace)?;
+    let tiers: [(&str, Tier); 5] =
+        [("style", style), ("unit", unit), ("fake", fake), ("headers", headers), ("lab", lab)];
+    let mut counts = Vec::new();
+    for (name, tier) in tiers {
+        println!("\n=== {name}");
+        let began = Instant::now();
+        let count = tier(workspace).unwrap_or_else(|e| {
+            println!("error: {e:?}");
+            Count { passed: 0, failed: 1 }
+        });
+        counts.push((name, count, began.elapsed()));
+    }
+    println!();
+    let mut all = Count::default();
+    for (name, count, took) in counts {
+        println!("{name:<8} {count} ({} s)", took.as_secs());
+        all += count;
+    }
+    println!("in {} s", started.elapsed().as_secs());
+    println!("{all}");
+    Ok(all.failed == 0 && all.passed > 0)
+}
+
+/// Formatting, lints and documentation, as one check each.
+fn style(workspace: &Path) -> Result<Count> {
+    let mut all = Count::default();
+    for arguments in [
+        &["fmt", "--all", "--", "--check"][..],
+        &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        &["doc", "--workspace", "--no-deps", "--quiet"],
+    ] {
+        let mut command = Command::new(cargo());
+        command.current_dir(workspace).args(arguments).env("RUSTDOCFLAGS", "-D warnings");
+        let ok = command.status().context("start cargo")?.success();
+        println!("test cargo {} ... {}", arguments[0], if ok { "ok" } else { "FAILED" });
+        all += Count { passed: ok.into(), failed: (!ok).into() };
+    }
+    Ok(all)
+}
+
+fn unit(workspace: &Path) -> Result<Count> {
+    let mut all = cargo_test(workspace, &["--workspace", "--lib", "--bins"], &[])?;
+    all += cargo_test(workspace, &["--workspace", "--doc"], &[])?;
+    Ok(all)
+}
+
+fn fake(workspace: &Path) -> Result<Count> {
+    // xenlight-sys has its integration tests in the next tier, because some of them need Xen's headers.
+    cargo_test(workspace, &["--workspace", "--exclude", "xenlight-sys", "--no-fail-fast", "--test", "*"], &[])
+}
+
+/// Our declarations against the headers of each supported release.
+fn headers(workspace: &Path) -> Result<Count> {
+    let mut found = Vec::new();
+    for release in Release::ALL {
+        let root = xen_headers(workspace, release)?;
+        found.push(format!("{release}={}", root.join("usr/include").display()));
+    }
+    cargo_test(
+        workspace,
+        &["--package", "xenlight-sys", "--no-fail-fast", "--test", "*", "--", "--include-ignored"],
+        &[("XENLIGHT_PROOF_HEADERS", &found.join(":"))],
+    )
+}
+
+/// The headers of a release, from its Debian package, unpacked and not installed.
+fn xen_headers(workspace: &Path, release: Release) -> Result<PathBuf> {
+    let suite = release.suite();
+    let key = cache::Key::default().with("format", HEADERS_FORMAT).with("suite", suite).finish();
+    let headers = workspace.join("target/headers");
+    let root = headers.join(format!("{suite}-{key}"));
+    cache::folder(&root, |part| {
+        progress::step(&format!("unpacking the headers of Xen {release}"), || {
+            packages::need(&[("mmdebstrap", "mmdebstrap")], &headers.join("install.log"))?;
+            exec::logged(
+                Command::new("mmdebstrap")
+                    .args(["--variant=extract", "--format=directory", "--include=libxen-dev"])
+                    .args(packages::proxy_options()?)
+                    .arg(suite)
+                    .arg(part)
+                    .args(Mirror::of_this_machine()?.sources(suite, false)),
+                &headers.join(format!("{suite}.log")),
+            )
+        })
+    })?;
+    Ok(root)
+}
+
+/// The scenarios of `tests/lab` on a real Xen host.
+fn lab(workspace: &Path) -> Result<Count> {
+    let program = program::build(workspace)?;
+    // Made first, so that a failure to build a host is one message and not one for each scenario.
+    Lab::open(workspace)?;
+    let mut command = Command::new(cargo());
+    command
+        .current_dir(workspace)
+        .args(["run", "--quiet", "--package", "lab-tests", "--", "--program"])
+        .arg(program);
+    counted(&mut command)
+}
+
+fn cargo_test(workspace: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Count> {
+    let mut command = Command::new(cargo());
+    command.current_dir(workspace).arg("test").args(arguments).envs(environment.iter().copied());
+    counted(&mut command)
+}
+
+/// Runs a test command, shows what it says and adds up the counts in it. A command that fails without a failed test
+/// counts as one.
+fn counted(command: &mut Command) -> Result<Count> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo")?;
+    let output = child.stdout.take().context("cargo's output")?;
+    let mut count = Count::default();
+    let mut stdout = std::io::stdout().lock();
+    for line in BufReader::new(output).lines() {
+        let line = line.context("read cargo's output")?;
+        writeln!(stdout, "{line}").context("write")?;
+        if let Some(more) = parse(&line) {
+            count += more;
+        }
+    }
+    let ok = child.wait().context("wait for cargo")?.success();
+    if !ok && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// Reads cargo's `test result: ok. 3 passed; 0 failed; 1 ignored; …` and our `3 passed, 0 failed`.
+fn parse(line: &str) -> Option<Count> {
+    let words: Vec<&str> = match line.strip_prefix("test result: ") {
+        Some(rest) => rest.split_once(". ")?.1.split("; ").collect(),
+        None => line.split(", ").collect(),
+    };
+    let number = |what: &str| -> Option<usize> {
+        words.iter().find_map(|word| word.strip_suffix(what)?.trim().parse().ok())
+    };
+    let (passed, failed) = (number(" passed")?, number(" failed")?);
+    Some(Count { passed, failed: failed + number(" ignored").unwrap_or(0) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_off_both_kinds_of_result_line() {
+        let cargo = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.1s";
+        assert_eq!(parse(cargo), Some(Count { passed: 12, failed: 0 }));
+        assert_eq!(parse("7 passed, 2 failed"), Some(Count { passed: 7, failed: 2 }));
+        assert_eq!(parse("test a ... ok"), None);
+        assert_eq!(parse("we passed, they failed"), None);
+    }
+
+    #[test]
+    fn an_ignored_test_is_a_failed_one() {
+        let cargo = "test result: ok. 1 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s";
+        assert_eq!(parse(cargo), Some(Count { passed: 1, failed: 2 }));
+    }
+}

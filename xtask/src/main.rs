@@ -29,7 +29,7 @@ enum Task {
 #[derive(Args)]
 struct Name {
     /// Which host
-    #[arg(short, long = "name", default_value = "lab", value_name = "NAME")]
+    #[arg(short = 'n', long = "name", default_value = "lab", value_name = "NAME")]
     value: String,
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::lab::{Lab, Release, cache};
+use crate::lab::{Release, cache};
 use crate::packages::{self, Mirror};
 use crate::program::{self, cargo};
 use crate::{exec, progress};
@@ -139,8 +139,6 @@ fn xen_headers(workspace: &Path, release: Release) -> Result<PathBuf> {
 /// The scenarios of `tests/lab` on a real Xen host.
 fn lab(workspace: &Path) -> Result<Count> {
     let program = program::build(workspace)?;
-    // Made first, so that a failure to build a host is one message and not one for each scenario.
-    Lab::open(workspace)?;
     let mut command = Command::new(cargo());
     command
         .current_dir(workspace)

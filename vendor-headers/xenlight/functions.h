@@ -38,7 +38,7 @@ const char *libxl_error_to_string(libxl_error error);
 /* ---- domains: listing ---- */
 
 /**
- * All domains, stub domains too. The distance between elements differs by release, see `XENLIGHT_DOMINFO_STRIDE_4_15`.
+ * All domains, stub domains too. The distance between elements differs by release, see `XENLIGHT_DOMINFO_STRIDE_4_16`.
  */
 libxl_dominfo *libxl_list_domain(libxl_ctx *ctx, int *count_out);
 

@@ -12,14 +12,14 @@ enum {
     XENLIGHT_BLOCK_SIZE = 8192,
     /** Alignment in bytes of such a block. */
     XENLIGHT_BLOCK_ALIGN = 16,
-    /** Distance in bytes between two `libxl_dominfo` in an array from `libxl_list_domain`, Xen 4.14. */
+    /** Distance in bytes between two `libxl_dominfo` in an array from `libxl_list_domain`, Xen 4.14 and 4.15. */
     XENLIGHT_DOMINFO_STRIDE_4_14 = 112,
-    /** The same distance from Xen 4.15 on. */
-    XENLIGHT_DOMINFO_STRIDE_4_15 = 120,
-    /** Where `libxl_dominfo` keeps the guest's `libxl_domain_type`, in bytes from its start, Xen 4.14. */
+    /** The same distance from Xen 4.16 on. */
+    XENLIGHT_DOMINFO_STRIDE_4_16 = 120,
+    /** Where `libxl_dominfo` keeps the guest's `libxl_domain_type`, in bytes from its start, Xen 4.14 and 4.15. */
     XENLIGHT_DOMINFO_TYPE_OFFSET_4_14 = 108,
-    /** The same offset from Xen 4.15 on. */
-    XENLIGHT_DOMINFO_TYPE_OFFSET_4_15 = 112,
+    /** The same offset from Xen 4.16 on. */
+    XENLIGHT_DOMINFO_TYPE_OFFSET_4_16 = 112,
 };
 
 /* ---- xentoollog ---- */

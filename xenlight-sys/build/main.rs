@@ -1,6 +1,8 @@
 //! Generates the bindings from our own headers, compiles the C shim, and proves the headers against Xen's, if installed.
 
 mod bindings;
+mod compile;
+mod inventory;
 mod proof;
 mod system;
 
@@ -37,10 +39,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
-    let build = Build {
-        root: PathBuf::from(env_var("CARGO_MANIFEST_DIR")?),
-        out: PathBuf::from(env_var("OUT_DIR")?),
-    };
+    let build =
+        Build { root: PathBuf::from(env_var("CARGO_MANIFEST_DIR")?), out: PathBuf::from(env_var("OUT_DIR")?) };
     for input in ["build", "csrc", "vendor-headers"] {
         rerun_if_changed(&build.root.join(input))?;
     }

@@ -35,3 +35,19 @@ impl Block {
         (&raw const self.0).cast()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libxl::{libxl_domain_config, libxl_dominfo};
+
+    #[test]
+    fn zeros_aligned_for_every_struct() {
+        let mut block = Block::zeroed();
+        assert_eq!(block.as_mut_ptr::<libxl_domain_config>().addr() % 16, 0);
+        assert_eq!(block.as_ptr::<u8>().addr(), (&raw const *block).addr());
+        // SAFETY: zeros are a valid libxl_dominfo: numbers, booleans and a null pointer.
+        let info = unsafe { &*block.as_ptr::<libxl_dominfo>() };
+        assert!(info.ssid_label.is_null() && !info.running && info.max_memkb == 0);
+    }
+}

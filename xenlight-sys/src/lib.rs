@@ -5,10 +5,12 @@
 mod block;
 mod library;
 pub mod logger;
+mod note;
 mod release;
 
 pub use block::Block;
 pub use library::{Library, OpenError, Utility};
+pub use note::DLOPEN_NOTE;
 pub use release::{Release, ReleaseError, VERIFIED};
 
 /// libxl and xentoollog: types, constants, and [`Libxenlight`](libxl::Libxenlight) with the functions.

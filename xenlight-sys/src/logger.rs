@@ -72,8 +72,7 @@ impl<'a> ChildRecord<'a> {
         };
 
         let u16_at = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-        let i32_at =
-            |at: usize| i32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let i32_at = |at: usize| i32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let pid = i32_at(offset_of!(xenlight_child_record, pid));
         let level = i32_at(offset_of!(xenlight_child_record, level));
         let errnoval = i32_at(offset_of!(xenlight_child_record, errnoval));
@@ -107,5 +106,80 @@ impl<'a> ChildRecord<'a> {
             truncated: u32::from(flags) & XENLIGHT_CHILD_TRUNCATED != 0,
         };
         Parsed::Record(record, total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the shim writes.
+    fn encode(level: i32, errnoval: i32, flags: u16, context: Option<&[u8]>, text: &[u8]) -> Vec<u8> {
+        let context_len = context.map_or(NO_CONTEXT, |context| context.len() as u16);
+        let mut bytes = Vec::new();
+        bytes.extend(XENLIGHT_CHILD_MAGIC.to_ne_bytes());
+        for field in [321, level, errnoval] {
+            bytes.extend(field.to_ne_bytes());
+        }
+        for field in [flags, context_len, text.len() as u16, 0] {
+            bytes.extend(field.to_ne_bytes());
+        }
+        bytes.extend(context.unwrap_or_default());
+        bytes.extend(text);
+        bytes
+    }
+
+    #[test]
+    fn takes_one_record_at_a_time() {
+        let first = encode(8, 28, 1, Some(b"libxl"), b"no room");
+        let second = encode(5, -1, 0, None, b"");
+        let bytes = [first.clone(), second.clone()].concat();
+
+        let Parsed::Record(record, used) = ChildRecord::parse(&bytes) else { panic!() };
+        assert_eq!(used, first.len());
+        let expected = ChildRecord {
+            pid: 321,
+            level: 8,
+            errnoval: Some(28),
+            context: Some(b"libxl"),
+            text: b"no room",
+            truncated: true,
+        };
+        assert_eq!(record, expected);
+
+        let Parsed::Record(record, used) = ChildRecord::parse(&bytes[used..]) else { panic!() };
+        assert_eq!(used, second.len());
+        let expected =
+            ChildRecord { level: 5, errnoval: None, context: None, text: b"", truncated: false, ..expected };
+        assert_eq!(record, expected);
+    }
+
+    #[test]
+    fn asks_for_more_of_a_cut_record() {
+        let bytes = encode(8, -1, 0, Some(b"libxl"), b"text");
+        for cut in 0..bytes.len() {
+            assert_eq!(ChildRecord::parse(&bytes[..cut]), Parsed::Incomplete, "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_record() {
+        assert_eq!(ChildRecord::parse(b"libxl: error"), Parsed::Garbage);
+        let mut bytes = encode(8, -1, 0, None, b"text");
+        bytes[0] ^= 1;
+        assert_eq!(ChildRecord::parse(&bytes), Parsed::Garbage);
+        assert_eq!(ChildRecord::parse(&bytes[..1]), Parsed::Garbage);
+        assert_eq!(ChildRecord::parse(&encode(-1, -1, 0, None, b"")), Parsed::Garbage);
+        assert_eq!(ChildRecord::parse(&encode(8, -1, 0, None, &[b'x'; MAX])), Parsed::Garbage);
+        // An empty context is not the same as none.
+        let bytes = encode(8, -1, 0, Some(b""), b"");
+        let Parsed::Record(record, _) = ChildRecord::parse(&bytes) else { panic!() };
+        assert_eq!(record.context, Some(&b""[..]));
+    }
+
+    #[test]
+    fn a_full_record_is_one() {
+        let bytes = encode(8, -1, 0, None, &[b'x'; MAX - HEADER]);
+        assert!(matches!(ChildRecord::parse(&bytes), Parsed::Record(_, used) if used == MAX));
     }
 }

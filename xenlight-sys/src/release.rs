@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::libxl::{
-    XENLIGHT_DOMINFO_STRIDE_4_14, XENLIGHT_DOMINFO_STRIDE_4_15, XENLIGHT_DOMINFO_TYPE_OFFSET_4_14,
-    XENLIGHT_DOMINFO_TYPE_OFFSET_4_15,
+    XENLIGHT_DOMINFO_STRIDE_4_14, XENLIGHT_DOMINFO_STRIDE_4_16, XENLIGHT_DOMINFO_TYPE_OFFSET_4_14,
+    XENLIGHT_DOMINFO_TYPE_OFFSET_4_16,
 };
 
 /// Where Linux says which hypervisor it runs on.
@@ -61,10 +61,7 @@ impl Release {
         if kind.trim() != "xen" {
             return Err(ReleaseError::NotXen { dir: dir.to_path_buf() });
         }
-        Ok(Self {
-            major: read_number(dir.join("version/major"))?,
-            minor: read_number(dir.join("version/minor"))?,
-        })
+        Ok(Self { major: read_number(dir.join("version/major"))?, minor: read_number(dir.join("version/minor"))? })
     }
 
     /// Whether our declarations were compared with this release's headers.
@@ -88,11 +85,8 @@ impl Release {
     /// Distance in bytes between two elements of the array from `libxl_list_domain`.
     #[must_use]
     pub fn dominfo_stride(self) -> usize {
-        let stride = if self < Self::new(4, 15) {
-            XENLIGHT_DOMINFO_STRIDE_4_14
-        } else {
-            XENLIGHT_DOMINFO_STRIDE_4_15
-        };
+        let stride =
+            if self < Self::new(4, 16) { XENLIGHT_DOMINFO_STRIDE_4_14 } else { XENLIGHT_DOMINFO_STRIDE_4_16 };
         stride as usize
     }
 
@@ -101,10 +95,10 @@ impl Release {
     /// The declared struct ends before it, because its place differs by release.
     #[must_use]
     pub fn dominfo_type_offset(self) -> usize {
-        let offset = if self < Self::new(4, 15) {
+        let offset = if self < Self::new(4, 16) {
             XENLIGHT_DOMINFO_TYPE_OFFSET_4_14
         } else {
-            XENLIGHT_DOMINFO_TYPE_OFFSET_4_15
+            XENLIGHT_DOMINFO_TYPE_OFFSET_4_16
         };
         offset as usize
     }
@@ -172,4 +166,91 @@ pub enum ReleaseError {
         /// The text.
         text: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    /// A directory like `/sys/hypervisor`.
+    fn sysfs(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("version")).unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn reads_the_running_release() {
+        let dir = sysfs(&[("type", "xen\n"), ("version/major", "4\n"), ("version/minor", "17\n")]);
+        let release = Release::from_sysfs(dir.path()).unwrap();
+        assert_eq!(release, Release::new(4, 17));
+        assert_eq!(release.to_string(), "4.17");
+        assert_eq!(release.libxenlight(), "libxenlight.so.4.17");
+        assert_eq!(release.libxlutil(), "libxlutil.so.4.17");
+    }
+
+    #[test]
+    fn says_that_there_is_no_xen() {
+        let dir = sysfs(&[("version/major", "4\n")]);
+        let error = Release::from_sysfs(dir.path()).unwrap_err();
+        assert!(matches!(error, ReleaseError::NotXen { .. }), "{error:?}");
+        assert!(error.to_string().starts_with("not running under Xen"), "{error}");
+        assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
+
+        let dir = sysfs(&[("type", "z/VM\n"), ("version/major", "4\n"), ("version/minor", "17\n")]);
+        let error = Release::from_sysfs(dir.path()).unwrap_err();
+        assert!(matches!(error, ReleaseError::NotXen { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn says_what_is_odd_about_the_kernel_s_answer() {
+        let dir = sysfs(&[("type", "xen\n"), ("version/major", "4\n")]);
+        let error = Release::from_sysfs(dir.path()).unwrap_err();
+        assert!(matches!(error, ReleaseError::Read { .. }), "{error:?}");
+        assert!(error.to_string().ends_with("version/minor"), "{error}");
+        assert!(error.source().is_some());
+
+        for text in ["", "\n", "+4", "-4", "4.17", "four", "99999999999"] {
+            let dir = sysfs(&[("type", "xen\n"), ("version/major", text), ("version/minor", "17\n")]);
+            let error = Release::from_sysfs(dir.path()).unwrap_err();
+            assert!(matches!(error, ReleaseError::Malformed { .. }), "{text:?}: {error:?}");
+            assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn reads_releases_from_text() {
+        for (text, release) in
+            [("4.17", Release::new(4, 17)), ("4.20.3-rc1", Release::new(4, 20)), ("5.0", Release::new(5, 0))]
+        {
+            assert_eq!(text.parse::<Release>().unwrap(), release);
+        }
+        for text in ["", "4", "4.", ".17", "4.x", "+4.17", "4.-1", " 4.17", "4. 17", "4.17-rc1", "4.99999999999"] {
+            let error = text.parse::<Release>().unwrap_err();
+            assert!(matches!(error, ReleaseError::Invalid { .. }), "{text:?}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn compares_numbers_not_text() {
+        assert!(Release::new(4, 9) < Release::new(4, 14));
+        assert!(Release::new(4, 20) < Release::new(5, 0));
+        let verified: Vec<bool> =
+            [(4, 13), (4, 14), (4, 20), (4, 21), (5, 15)].map(|(a, b)| Release::new(a, b).is_verified()).into();
+        assert_eq!(verified, [false, true, true, false, false]);
+    }
+
+    #[test]
+    fn dominfo_grew_in_4_16() {
+        for (minor, stride, offset) in [(14, 112, 108), (15, 112, 108), (16, 120, 112), (20, 120, 112)] {
+            let release = Release::new(4, minor);
+            assert_eq!((release.dominfo_stride(), release.dominfo_type_offset()), (stride, offset), "{release}");
+            assert!(size_of::<crate::libxl::libxl_dominfo>() <= stride);
+        }
+    }
 }

@@ -26,7 +26,7 @@ const ABORT_GRACE: Duration = Duration::from_secs(60);
 pub enum OpenError {
     /// There is no libxl that fits the running hypervisor.
     #[error(transparent)]
-    Library(#[from] xenlight::OpenError),
+    Library(#[from] xenlight::LibraryError),
     /// libxl could not connect to the hypervisor or to xenstored.
     #[error("{0}; is this dom0, is xenstored running, and are you root?")]
     Connect(xenlight::Error),

@@ -1,0 +1,172 @@
+//! A host with the program installed, and what scenarios do with it.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use xtask::counter;
+use xtask::lab::{Host, Output, guest, quote};
+
+/// Where the program is in dom0.
+pub const PROGRAM: &str = "/usr/sbin/xendomains";
+
+/// What a guest is to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Pv,
+    Pvh,
+}
+
+/// A guest's xl.cfg: the lab's kernel and a counter on its console.
+pub fn xl_cfg(name: &str, kind: Kind, more: &str) -> String {
+    let (kind, words) = match kind {
+        Kind::Pv => ("type = \"pv\"", ""),
+        Kind::Pvh => ("type = \"pvh\"\ntsc_mode = \"native\"", " clocksource=xen tsc=nowatchdog"),
+    };
+    let directory = guest::DIRECTORY;
+    format!(
+        "name = \"{name}\"\n{kind}\nkernel = \"{directory}/vmlinux\"\nramdisk = \"{directory}/initrd\"\n\
+         memory = 128\nvcpus = 1\nextra = \"console=hvc0{words} guest={name}\"\n{more}"
+    )
+}
+
+/// The host under test.
+pub struct Bench<'h> {
+    host: &'h Host,
+    transcript: RefCell<String>,
+}
+
+impl<'h> Bench<'h> {
+    /// Puts the program, a settings file without pauses and an empty directory of guests onto a fresh host.
+    pub fn install(host: &'h Host, program: &Path) -> Result<Self> {
+        host.push(program, PROGRAM, Some(0o755))?;
+        let bench = Self { host, transcript: RefCell::default() };
+        bench.ok("mkdir -p /etc/xen/auto && rm -f /etc/xen/auto/* /etc/default/xendomains")?;
+        bench.settings("")?;
+        Ok(bench)
+    }
+
+    /// What was run so far and what it said, for failures.
+    pub fn transcript(&self) -> String {
+        format!("what was done:\n{}", self.transcript.borrow())
+    }
+
+    /// Runs a command in dom0's shell.
+    pub fn run(&self, command: &str) -> Result<Output> {
+        let output = self.host.run(command)?;
+        let code = output.status;
+        let mut transcript = self.transcript.borrow_mut();
+        *transcript += &format!("# {command}\n{}{}", output.stdout, output.stderr);
+        if code != 0 {
+            *transcript += &format!("(exit code {code})\n");
+        }
+        Ok(output)
+    }
+
+    /// Runs a command that must succeed, and gives its standard output.
+    pub fn ok(&self, command: &str) -> Result<String> {
+        Ok(self.run(command)?.check()?.stdout)
+    }
+
+    /// Runs the program; it must end with `code`. Gives standard output and standard error together.
+    pub fn xendomains(&self, arguments: &str, code: i32) -> Result<String> {
+        let output = self.run(&format!("{PROGRAM} {arguments}"))?;
+        let said = format!("{}{}", output.stdout, output.stderr);
+        ensure!(
+            output.status == code,
+            "`xendomains {arguments}` ended with {} instead of {code} and said:\n{said}",
+            output.status
+        );
+        ensure!(!said.contains("panicked"), "`xendomains {arguments}` panicked:\n{said}");
+        Ok(said)
+    }
+
+    /// `status --json`, which must end with `code`.
+    pub fn status(&self, code: i32) -> Result<Value> {
+        let output = self.run(&format!("{PROGRAM} status --json"))?;
+        ensure!(output.status == code, "status ended with {} instead of {code}", output.status);
+        serde_json::from_str(&output.stdout).context("status --json is not JSON")
+    }
+
+    /// Writes a file in dom0.
+    pub fn write(&self, path: &str, text: &str) -> Result<()> {
+        self.host.run_with_input(&format!("cat > {}", quote(path)), text.as_bytes())?.check()?;
+        Ok(())
+    }
+
+    /// Writes the settings file: no pauses, and these lines.
+    pub fn settings(&self, lines: &str) -> Result<()> {
+        self.write("/etc/default/xendomains", &format!("XENDOMAINS_CREATE_USLEEP=0\n{lines}"))
+    }
+
+    /// Puts guests into the directory of guests to start.
+    pub fn auto(&self, guests: &[(&str, Kind, &str)]) -> Result<()> {
+        for (name, kind, more) in guests {
+            self.write(&format!("/etc/xen/auto/{name}.cfg"), &xl_cfg(name, *kind, more))?;
+        }
+        Ok(())
+    }
+
+    /// The names that `xl list` shows, dom0 left out, sorted.
+    pub fn xl_names(&self) -> Result<Vec<String>> {
+        let list = self.ok("xl list")?;
+        let mut names: Vec<String> = list
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|name| *name != "Domain-0")
+            .map(str::to_owned)
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// `xl list` must show exactly these guests.
+    pub fn expect_guests(&self, expected: &[&str]) -> Result<()> {
+        let mut expected: Vec<_> = expected.iter().map(|name| (*name).to_owned()).collect();
+        expected.sort();
+        let real = self.xl_names()?;
+        ensure!(real == expected, "xl list shows {real:?} instead of {expected:?}");
+        Ok(())
+    }
+
+    /// The last count on a guest's console.
+    pub fn ticks(&self, name: &str) -> Result<u64> {
+        counter::last(self.host, name)
+    }
+
+    /// All that a guest has written to its console.
+    pub fn console(&self, name: &str) -> Result<String> {
+        counter::console(self.host, name)
+    }
+
+    /// Waits until a guest has counted to at least `count`.
+    pub fn wait_for_tick(&self, name: &str, count: u64) -> Result<()> {
+        counter::wait(self.host, name, count)
+    }
+
+    /// The guest goes on counting from `before`, without a second boot.
+    pub fn expect_continued(&self, name: &str, before: u64) -> Result<()> {
+        self.wait_for_tick(name, before + 3)?;
+        let boots = counter::boots(self.host, name)?;
+        ensure!(boots == 1, "{name} has booted {boots} times, so it was started anew");
+        Ok(())
+    }
+
+    /// What is in a directory, hidden files too, sorted; nothing if there is none.
+    pub fn files(&self, directory: &str) -> Result<Vec<String>> {
+        let list = self.ok(&format!("ls -A {} 2>/dev/null || true", quote(directory)))?;
+        let mut names: Vec<_> = list.lines().map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// `text` must contain each of `parts`.
+pub fn expect(text: &str, parts: &[&str]) -> Result<()> {
+    for part in parts {
+        ensure!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+    Ok(())
+}

@@ -9,16 +9,19 @@ use bindgen::{Builder, EnumVariation, Formatter, RustEdition, RustTarget};
 use crate::Build;
 use crate::inventory::Inventory;
 
-const NO_LIBCLANG: &str = "\
-xenlight-sys needs libclang at build time, to read its C headers, and can't load it.
-Install it with your distribution's package:
-  Debian, Ubuntu: libclang-dev    Fedora: clang-devel    openSUSE: clang-devel    Arch: clang
-or set LIBCLANG_PATH to the directory of libclang.so.";
+const PACKAGES: &str = "Debian, Ubuntu: libclang-dev; Fedora: clang-devel; openSUSE: clang-devel; Arch: clang";
 
 /// Writes `libxl.rs`, `xlu.rs` and `logger.rs` into the output directory, and returns what they declare.
 pub fn generate(build: &Build) -> Result<Inventory, String> {
     println!("cargo::rerun-if-env-changed=LIBCLANG_PATH");
-    clang_sys::load().map_err(|e| format!("{NO_LIBCLANG}\nThe error was: {e}"))?;
+    clang_sys::load().map_err(|e| {
+        format!(
+            "xenlight-sys needs libclang at build time, to read its C headers, and can't load it.\n\
+             Install your distribution's package ({PACKAGES}),\n\
+             or set LIBCLANG_PATH to the directory of libclang.so.\n\
+             The error was: {e}"
+        )
+    })?;
 
     let headers = build.headers();
     let mut inventory = Inventory::default();
@@ -90,7 +93,12 @@ fn in_dir(dir: &Path) -> String {
 }
 
 fn generate_text(builder: Builder, name: &str) -> Result<String, String> {
-    let bindings = builder.generate().map_err(|e| format!("bindgen can't read the headers for {name}: {e}"))?;
+    let bindings = builder.generate().map_err(|e| {
+        format!(
+            "bindgen can't read the headers for {name}: {e}\n\
+             If a header of the C language itself (stddef.h) is missing, the package with libclang is incomplete: {PACKAGES}"
+        )
+    })?;
     Ok(bindings.to_string())
 }
 

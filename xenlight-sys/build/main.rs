@@ -5,6 +5,7 @@ mod compile;
 mod inventory;
 mod proof;
 mod system;
+mod verified;
 
 use std::env;
 use std::fs;

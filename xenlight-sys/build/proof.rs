@@ -105,7 +105,7 @@ pub fn source(list: &Inventory) -> String {
         assert(&mut text, &format!("sizeof({ours}) == sizeof({theirs})"), &format!("{theirs}: another size"));
         assert(
             &mut text,
-            &format!("(({ours})-1 < ({ours})0) == (({theirs})-1 < ({theirs})0)"),
+            &format!("(({ours})-1 < ({ours})1) == (({theirs})-1 < ({theirs})1)"),
             &format!("{theirs}: another sign"),
         );
     }

@@ -12,11 +12,15 @@ use crate::libxl::{
     XENLIGHT_DOMINFO_TYPE_OFFSET_4_16,
 };
 
+#[path = "../build/verified.rs"]
+mod verified;
+
 /// Where Linux says which hypervisor it runs on.
 const SYSFS: &str = "/sys/hypervisor";
 
 /// The releases whose headers our declarations were compared with.
-pub const VERIFIED: RangeInclusive<Release> = Release::new(4, 14)..=Release::new(4, 20);
+pub const VERIFIED: RangeInclusive<Release> =
+    Release::new(4, verified::FIRST_MINOR)..=Release::new(4, verified::LAST_MINOR);
 
 /// A release of Xen, like 4.17. Hypervisor and libraries must be of the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

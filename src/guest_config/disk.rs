@@ -196,7 +196,13 @@ pub(super) fn parse(spec: &str) -> Result<Value, String> {
                 }
             }
         }
-        let Some((form, found)) = best else { return Err(format!("bad disk syntax near `{rest}`")) };
+        let Some((form, found)) = best else {
+            // libxlutil overlooks a single byte at the end that nothing matches.
+            if rest.len() == 1 {
+                break;
+            }
+            return Err(format!("bad disk syntax near `{rest}`"));
+        };
         disk.take(form, &rest[..found.head])?;
         at += found.head;
     }
@@ -277,13 +283,17 @@ impl Reader {
                 self.json.insert("direct_io_safe".to_owned(), json!(true));
                 Ok(())
             }
-            Form::ColoPort => match value.parse::<u16>() {
-                Ok(port) if port != 0 => {
-                    self.json.insert("colo_port".to_owned(), json!(port));
-                    Ok(())
+            Form::ColoPort => {
+                // Like `atoi`: what follows the digits doesn't count.
+                let value = value.trim_start();
+                match value[..run(value, |b| b.is_ascii_digit())].parse::<u16>() {
+                    Ok(port) if port != 0 => {
+                        self.json.insert("colo_port".to_owned(), json!(port));
+                        Ok(())
+                    }
+                    _ => Err(format!("`{value}` is not a port for colo-port")),
                 }
-                _ => Err(format!("`{value}` is not a port for colo-port")),
-            },
+            }
             Form::Target => self.set_text("pdev_path", value),
             Form::UnknownParameter => Err(format!("`{item}`: unknown parameter")),
             Form::Prefix(_) => {
@@ -409,6 +419,8 @@ mod tests {
             ("cdromx,raw,xvda", disk("cdromx", "xvda", "raw")),
             ("iqn.2001-05.com:x,raw,xvda", disk("iqn.2001-05.com:x", "xvda", "raw")),
             ("/dev/vg/x,raw,xvda,rw,format=raw", plain()),
+            ("/dev/vg/x,raw,xvda=", plain()),
+            ("/dev/vg/x,raw,xvda,colo-port=7 ", with(plain(), &json!({ "colo_port": 7 }))),
         ];
         for (spec, expected) in table {
             assert_eq!(parse(spec).as_ref(), Ok(&expected), "{spec:?}");

@@ -226,7 +226,7 @@ pub(super) fn tsc_mode(m: &mut Mapping<'_>) -> Done {
 
 /// `timer_mode`
 pub(super) fn timer_mode(m: &mut Mapping<'_>) -> Done {
-    if m.kind == Types::PV && m.keys.value("timer_mode").is_some() {
+    if m.kind == Types::PV && m.keys.text("timer_mode")?.is_some() {
         return Err(m.keys.error("timer_mode", "PV guests don't have it"));
     }
     if let Some(word) = word_or_number(m, "timer_mode", TIMER_MODES)? {

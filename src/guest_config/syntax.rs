@@ -11,6 +11,7 @@
 //! Newlines and comments may stand between the parts of a list, nowhere else inside an assignment. Of several
 //! assignments to a name the last one counts; `+=` joins strings with strings and lists with lists.
 //!
+//! A single byte that starts nothing is overlooked if it is the very last one of the file; so does libxlutil.
 //! Two things that libxlutil takes are refused here, because it loses data with them: octal escapes (it drops
 //! the character) and NUL bytes in strings (it drops the rest).
 
@@ -181,6 +182,7 @@ impl<'a> Lexer<'a> {
             self.at += 1;
             return Ok(token(piece));
         }
+        let last = at + 1 == self.text.len();
         match first {
             b'+' if self.text.get(at + 1) == Some(&b'=') => {
                 self.at += 2;
@@ -191,7 +193,7 @@ impl<'a> Lexer<'a> {
                 self.line += 1;
                 Ok(token(Piece::Newline))
             }
-            b'#' => {
+            b'#' if !last => {
                 self.at += self.run(|b| b != b'\n');
                 if self.at == self.text.len() {
                     return Err(self.error(at, line, "the last line is a comment without a newline at its end"));
@@ -209,7 +211,11 @@ impl<'a> Lexer<'a> {
                 self.at += self.run(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'x'));
                 Ok(token(Piece::Number(&self.text[at..self.at])))
             }
-            b'\'' | b'"' => Ok(token(Piece::Text(self.string(first)?))),
+            b'\'' | b'"' if !last => Ok(token(Piece::Text(self.string(first)?))),
+            _ if last => {
+                self.at += 1;
+                Ok(token(Piece::End))
+            }
             _ => Err(self.error(at, line, self.stray(first))),
         }
     }
@@ -417,6 +423,10 @@ mod tests {
             ("b=7\na=1", text("1")),
             ("vif.default.bridge='a'\na=1", text("1")),
             ("a_1.b=2\na=1", text("1")),
+            ("a=1\n#", text("1")),
+            ("a=1\r", text("1")),
+            ("a=1 '", text("1")),
+            ("a=1\n-", text("1")),
         ];
         for (source, expected) in table {
             assert_eq!(&value_of(source, "a"), expected, "{source:?}");
@@ -460,6 +470,8 @@ mod tests {
             (b"a=1 b=2\n", 1, 5, "new line or `;`"),
             (b"a=1 # no newline", 1, 5, "comment"),
             (b"a=1\r\n", 1, 4, "carriage return"),
+            (b"a=-", 1, 3, "the end of the file"),
+            (b"a=[1#", 1, 5, "the end of the file"),
             (b"\xef\xbb\xbfa=1\n", 1, 1, "byte order mark"),
             (b"a=1\\\n", 1, 4, "`\\`"),
             (b"a=\"\xc3\xa4\" x\n", 1, 7, "the word `x`"),

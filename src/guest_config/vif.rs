@@ -127,25 +127,25 @@ fn parse_token(nic: &mut Map<String, Value>, token: &str, warnings: &mut Vec<Str
             "mac" => {
                 let mac =
                     mac(value).ok_or_else(|| format!("`{value}` is not a MAC address like 00:16:3e:12:34:56"))?;
-                // libxl doesn't print a MAC of zeros: it stands for "choose one".
-                if mac != [0; 6] {
-                    let text: Vec<_> = mac.iter().map(|octet| format!("{octet:02x}")).collect();
-                    put("mac", json!(text.join(":")));
+                let text: Vec<_> = mac.iter().map(|octet| format!("{octet:02x}")).collect();
+                match mac {
+                    // libxl doesn't print a MAC of zeros: it stands for "choose one".
+                    [0, 0, 0, 0, 0, 0] => drop(nic.remove("mac")),
+                    _ => put("mac", json!(text.join(":"))),
                 }
             }
             "rate" => {
                 let (bytes, interval) = rate(value)?;
-                if bytes != 0 {
-                    put("rate_bytes_per_interval", json!(bytes));
-                }
                 put("rate_interval_usecs", json!(interval));
+                match bytes {
+                    0 => drop(nic.remove("rate_bytes_per_interval")),
+                    _ => put("rate_bytes_per_interval", json!(bytes)),
+                }
             }
             "accel" => warnings.push("`accel` is not supported by xl; it is ignored".to_owned()),
             "devid" => put("devid", json!(small_number(name, value)?)),
             "mtu" => match small_number(name, value)? {
-                0 => {
-                    nic.remove("mtu");
-                }
+                0 => drop(nic.remove("mtu")),
                 mtu => put("mtu", json!(mtu)),
             },
             _ => warnings.push(format!("`{token}` is not known; it is ignored")),
@@ -261,6 +261,9 @@ mod tests {
         assert_eq!(nic("type=vif,,bridge=a,bridge=b"), json!({ "devid": 0, "nictype": "vif", "bridge": "b" }));
         assert_eq!(nic("mac=0-16-3e-1-2-3"), json!({ "devid": 0, "mac": "00:16:3e:01:02:03" }));
         assert_eq!(nic("mac=00:00:00:00:00:00"), json!({ "devid": 0 }));
+        // The last one counts, also if it is what libxl doesn't print.
+        let last = nic("mac=1:2:3:4:5:6,mtu=9,rate=1Mb/s,mac=0:0:0:0:0:0,mtu=0,rate=1B/s");
+        assert_eq!(last, json!({ "devid": 0, "rate_interval_usecs": 50000 }));
         assert_eq!(
             nic("forwarddev=eth1,colo_compare_out=x"),
             json!({ "devid": 0, "coloft_forwarddev": "eth1", "colo_compare_out": "x" })

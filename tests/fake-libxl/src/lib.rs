@@ -1,4 +1,4 @@
-//! A library with libxl's interface whose guests, faults and timing tests can script.
+#![doc = include_str!("../README.md")]
 
 mod abi;
 mod calls;

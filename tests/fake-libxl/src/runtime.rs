@@ -338,7 +338,10 @@ pub struct Inner {
     pub child_hooks: Option<(usize, usize)>,
     hows: HashSet<(usize, u64)>,
     pollers: Vec<RawFd>,
-    delivering: u32,
+    /// Who is telling the caller something, and whether that is a thread of ours.
+    delivering: Vec<(ThreadId, bool)>,
+    /// Until when a timeout is registered with the caller's loop for what is due in the world.
+    os_due: Option<u64>,
     pub version_info: usize,
     alive: bool,
 }
@@ -431,16 +434,25 @@ impl Drop for Held {
         if !self.0.lock.last() {
             return;
         }
+        let me = thread::current().id();
         let outbox = {
             let mut inner = locked(&self.0.inner);
             let outbox = std::mem::take(&mut inner.outbox);
-            inner.delivering += u32::try_from(outbox.len()).unwrap_or(u32::MAX);
+            if !outbox.is_empty() {
+                inner.delivering.push((me, OURS.get()));
+            }
             outbox
         };
         self.0.lock.release();
+        if outbox.is_empty() {
+            return;
+        }
         for delivery in outbox {
             self.0.deliver(delivery);
-            locked(&self.0.inner).delivering -= 1;
+        }
+        let mut inner = locked(&self.0.inner);
+        if let Some(at) = inner.delivering.iter().rposition(|(thread, _)| *thread == me) {
+            inner.delivering.remove(at);
         }
     }
 }
@@ -448,6 +460,8 @@ impl Drop for Held {
 thread_local! {
     /// Whether this thread is inside a hook of the caller's event loop.
     static IN_HOOK: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread is one that the fake made.
+    static OURS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The context behind a caller's pointer.
@@ -502,15 +516,22 @@ pub fn free(handle: *mut c_void) {
         return;
     };
     {
+        // The caller can't join our threads; it can join its own.
+        let end = Instant::now() + Duration::from_secs(5);
+        while locked(&ctx.inner).delivering.iter().any(|(t, ours)| *ours && *t != thread::current().id())
+            && Instant::now() < end
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
         let inner = locked(&ctx.inner);
         if let Some(op) = inner.ops.first() {
             let text = format!("libxl_ctx_free while {} of domain {} is in progress", op.call, op.domid);
             drop(inner);
             return refuse(&text);
         }
-        let (delivering, waiting) = (inner.delivering, inner.pollers.len() > 1);
+        let (delivering, waiting) = (!inner.delivering.is_empty(), inner.pollers.len() > 1);
         drop(inner);
-        if delivering > 0 {
+        if delivering {
             return refuse("libxl_ctx_free while one of the context's callbacks runs");
         }
         if waiting {
@@ -625,7 +646,7 @@ impl Ctx {
                     unsafe { libc::_exit(0) };
                 }
                 assert!(pid > 0, "fake-libxl: fork: {}", std::io::Error::last_os_error());
-                let end = Instant::now() + Duration::from_secs(5);
+                let end = Instant::now() + Duration::from_secs(2);
                 let mut status = 0;
                 // SAFETY: waits for the child made above, which nobody else knows.
                 while unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == 0 {
@@ -890,7 +911,7 @@ impl Ctx {
             };
             match work {
                 Some(Work::End(id, end)) => held.end(id, end),
-                Some(Work::Look) => {}
+                Some(Work::Look) => locked(&held.inner).os_due = None,
                 None => break,
             }
         }
@@ -898,6 +919,19 @@ impl Ctx {
         for id in held.come_true() {
             locked(&held.inner).timers.retain(|(_, work)| !matches!(work, Work::End(of, _) if *of == id));
             held.end(id, End::Natural);
+        }
+        held.register_due();
+    }
+
+    /// A loop of the caller's own has to be told of what is due in the world.
+    fn register_due(&self) {
+        if locked(&self.inner).os_hooks.is_none() {
+            return;
+        }
+        let due = world(|w| w.next_due());
+        let known = std::mem::replace(&mut locked(&self.inner).os_due, due);
+        if let Some(at) = due.filter(|_| known != due) {
+            self.after(Duration::from_millis(at.saturating_sub(now_ms())), Work::Look);
         }
     }
 
@@ -1136,6 +1170,7 @@ impl Ctx {
             Complete::OtherThread => {
                 let ctx = self.clone();
                 thread::spawn(move || {
+                    OURS.set(true);
                     if let Some(end) = work() {
                         ctx.hold().end(id, end);
                     }
@@ -1144,6 +1179,7 @@ impl Ctx {
             Complete::EventLoop | Complete::Never if threaded => {
                 let ctx = self.clone();
                 thread::spawn(move || {
+                    OURS.set(true);
                     if let Some(end) = work() {
                         ctx.post(Work::End(id, end));
                     }

@@ -45,7 +45,7 @@ fn no_errno() -> i32 {
     -1
 }
 
-/// What happens to the calls that a rule is about. See the crate's documentation for the meaning of each.
+/// What happens to the calls that a rule is about. The crate's documentation says what each means.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {

@@ -330,7 +330,7 @@ fn broken_images_leave_no_domain() {
 #[test]
 fn save_fails_on_broken_pipes_and_full_disks() {
     let (fake, ctx, domid) = web();
-    let (reader, writer) = std::io::pipe().expect("makes a pipe");
+    let (reader, writer) = pipe();
     drop(reader);
     // SAFETY: the descriptors live for the synchronous calls. Rust's programs ignore SIGPIPE.
     unsafe {
@@ -347,7 +347,7 @@ fn save_fails_on_broken_pipes_and_full_disks() {
 fn a_slow_reader_holds_up_nothing_else() {
     let (fake, ctx, domid) = web();
     let looped = Loop::start(&fake, ctx);
-    let (mut reader, writer) = std::io::pipe().expect("makes a pipe");
+    let (mut reader, writer) = pipe();
     let op = Op::new();
     // SAFETY: the pipe lives until the completion.
     unsafe {
@@ -631,4 +631,91 @@ fn a_disaster_is_told() {
     unsafe { assert_eq!(fake.lib.libxl_domain_pause(ctx.get(), 0, null()), 0) };
     assert_eq!(next(&events), Told::Disaster("xenstore is gone".into()));
     fake.free(ctx);
+}
+
+#[test]
+fn shutdown_requests_obey_rules() {
+    let (fake, ctx, domid) = web();
+    fake.control.script(json!([
+        {"call": "libxl_domain_shutdown", "nth": 1, "error": ERROR_TIMEDOUT},
+        {"call": "libxl_domain_shutdown", "nth": 2, "complete": "before_return"},
+    ]));
+    fake.control.host(json!({"domains": [{"name": "second"}]}));
+    let op = Op::new();
+    // SAFETY: domains' numbers; the how lives.
+    unsafe {
+        assert_eq!(fake.lib.libxl_domain_shutdown(ctx.get(), domid, null()), ERROR_TIMEDOUT);
+        assert_eq!(fake.lib.libxl_domain_shutdown(ctx.get(), domid + 1, op.how()), 0);
+    }
+    assert_eq!(op.done.try_recv().expect("before the return").rc, 0);
+    fake.free(ctx);
+}
+
+/// The caller's own loop: what the hooks were told.
+#[derive(Default)]
+struct OwnLoop {
+    fd: i32,
+    for_libxl: usize,
+    timeouts: usize,
+}
+
+#[test]
+fn a_loop_may_be_given_by_hooks() {
+    use std::ffi::c_void;
+    unsafe extern "C" fn fd_register(
+        user: *mut c_void,
+        fd: i32,
+        _app: *mut *mut c_void,
+        _events: i16,
+        libxl: *mut c_void,
+    ) -> i32 {
+        // SAFETY: the argument of the registration, used by one thread.
+        let own = unsafe { &mut *user.cast::<OwnLoop>() };
+        (own.fd, own.for_libxl) = (fd, libxl as usize);
+        0
+    }
+    unsafe extern "C" fn timeout_register(
+        user: *mut c_void,
+        _app: *mut *mut c_void,
+        _abs: libc::timeval,
+        _libxl: *mut c_void,
+    ) -> i32 {
+        // SAFETY: as above.
+        unsafe { (*user.cast::<OwnLoop>()).timeouts += 1 };
+        0
+    }
+    unsafe extern "C" fn fd_deregister(user: *mut c_void, fd: i32, _app: *mut c_void) {
+        // SAFETY: as above.
+        let own = unsafe { &mut *user.cast::<OwnLoop>() };
+        assert_eq!(own.fd, fd);
+        own.fd = -1;
+    }
+    let fake = fake();
+    let ctx = fake.ctx();
+    let own = Box::into_raw(Box::new(OwnLoop::default()));
+    let hooks = libxl_osevent_hooks {
+        fd_register: Some(fd_register),
+        fd_deregister: Some(fd_deregister),
+        timeout_register: Some(timeout_register),
+        ..Default::default()
+    };
+    fake.control.script(json!({"call": "libxl_domain_pause", "delay_ms": 20}));
+    let op = Op::new();
+    // SAFETY: the table, its argument and the how live; one thread does everything.
+    unsafe {
+        fake.lib.libxl_osevent_register_hooks(ctx.get(), &raw const hooks, own.cast());
+        assert_eq!(fake.lib.libxl_domain_pause(ctx.get(), 0, op.how()), 0);
+        assert!((*own).timeouts > 0);
+        let mut fd = libc::pollfd { fd: (*own).fd, events: libc::POLLIN, revents: 0 };
+        libc::poll(&raw mut fd, 1, 1000);
+        assert_eq!(fd.revents, libc::POLLIN);
+        fake.lib.libxl_osevent_occurred_fd(ctx.get(), (*own).for_libxl as *mut c_void, fd.fd, 1, 1);
+        op.nothing_for(0);
+        thread::sleep(Duration::from_millis(25));
+        fake.lib.libxl_osevent_occurred_timeout(ctx.get(), (*own).for_libxl as *mut c_void);
+        assert_eq!(op.done.try_recv().expect("its time had come").rc, 0);
+    }
+    fake.free(ctx);
+    // SAFETY: made above; nobody else has it any more.
+    assert_eq!(unsafe { Box::from_raw(own) }.fd, -1);
 }

@@ -1,7 +1,7 @@
 //! Looking at domains.
 
 use crate::abi::{self, Raw, dominfo, error};
-use crate::runtime::{enter, release, simple, world};
+use crate::runtime::{enter, refuse, release, simple, world};
 use crate::world::Domain;
 use serde_json::json;
 use std::ffi::{c_char, c_int, c_void};
@@ -104,6 +104,9 @@ pub extern "C" fn libxl_list_domain(ctx: *mut c_void, count: *mut c_int) -> *mut
 
 #[unsafe(no_mangle)]
 pub extern "C" fn libxl_dominfo_list_free(list: *mut c_void, count: c_int) {
+    if list.is_null() && count > 0 {
+        return refuse("libxl_dominfo_list_free of a NULL list that has elements");
+    }
     let stride = release().dominfo_size();
     for n in 0..usize::try_from(count).unwrap_or(0) {
         // SAFETY: an array that `libxl_list_domain` made, with its length.

@@ -4,7 +4,7 @@ use super::config as blocks;
 use crate::abi::{self, AsyncopHow, AsyncprogressHow, INVALID_DOMID, MEMKB_DEFAULT, RestoreParams, error, reason};
 use crate::config;
 use crate::runtime::{Ctx, End, Io, Parts, operation, refuse, simple, world};
-use crate::script::{Point, Rule};
+use crate::script::{Complete, Point, Rule};
 use crate::stream;
 use crate::world::{Domain, World, now_ms};
 use serde_json::{Value, json};
@@ -374,38 +374,38 @@ fn acknowledged(w: &World, domid: u32) -> bool {
 
 fn request(ctx: *mut c_void, call: &'static str, domid: u32, how: *const AsyncopHow, what: &'static str) -> c_int {
     operation(ctx, call, domid, None, how, json!({}), |ctx, rule| {
-        let (timeout, rc) = world(|w| {
+        // With a rule nobody watches for the acknowledgement, so the time is the one that it takes.
+        let by_rule =
+            rule.error.is_some() || matches!(rule.complete, Some(Complete::BeforeReturn | Complete::OtherThread));
+        let (delay, rc) = world(|w| {
             let Some(domain) = w.domains.get_mut(&domid) else {
                 return (0, error::FAIL);
             };
-            if domain.kind == "hvm" && !domain.guest.pv_drivers {
-                return (0, error::NOPARAVIRT);
-            }
             let guest = domain.guest.clone();
-            if domain.shutdown.is_some() {
-                // Nobody is left to read it.
-                domain.request = Some(what.into());
-                return (guest.timeout_ms, 0);
+            if domain.kind == "hvm" && !guest.pv_drivers {
+                return (0, error::NOPARAVIRT);
             }
             domain.request = Some(what.into());
             let reaction = if what == "reboot" { &guest.reboot } else { &guest.shutdown };
-            if reaction != "ignore" {
+            // A guest that is down does not read it.
+            let reacts = reaction != "ignore" && domain.shutdown.is_none();
+            if reacts {
                 w.later(guest.ack_ms, domid, "ack");
                 if reaction != "ack_only" {
                     w.later(guest.ack_ms + guest.down_ms, domid, reaction);
                 }
             }
-            (guest.timeout_ms, 0)
+            let soon = by_rule && (reacts || rule.error.is_some());
+            (if soon { guest.ack_ms + 1 } else { guest.timeout_ms }, 0)
         });
         if rc != 0 {
             ctx.error(call, Some(domid), "control request not possible");
             return Err(rc);
         }
-        let _ = rule;
         let ctx = ctx.clone();
         Ok(Parts {
             children: false,
-            delay_ms: timeout,
+            delay_ms: delay,
             io: None,
             until: Some(acknowledged),
             finish: Box::new(move |end| {

@@ -5,6 +5,8 @@
 use fake_libxl::Control;
 use serde_json::{Value, json};
 use std::ffi::{CStr, CString, c_int, c_void};
+use std::fs::File;
+use std::os::fd::FromRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -21,7 +23,9 @@ impl Scratch {
     pub fn new() -> Scratch {
         static N: AtomicU32 = AtomicU32::new(0);
         let n = N.fetch_add(1, Ordering::SeqCst);
-        let path = std::env::temp_dir().join(format!("fake-libxl-{}-{n}", std::process::id()));
+        // A process that is going to die works in the directory of one that isn't.
+        let base = std::env::var_os("SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
+        let path = base.join(format!("fake-libxl-{}-{n}", std::process::id()));
         std::fs::create_dir_all(&path).expect("makes a directory");
         Scratch(path)
     }
@@ -30,6 +34,16 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A pipe: what to read from and what to write to.
+pub fn pipe() -> (File, File) {
+    let mut fds = [0; 2];
+    // SAFETY: fills two descriptors, which nobody else owns.
+    unsafe {
+        assert_eq!(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC), 0);
+        (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1]))
     }
 }
 

@@ -124,9 +124,9 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Lab(task) => lab(task),
         Task::Demo => workspace().and_then(|root| xtask::demo::run(&root)).map(|()| ExitCode::SUCCESS),
-        Task::Test => workspace().and_then(|root| xtask::test::run(&root)).map(|passed| {
-            if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }),
+        Task::Test => workspace()
+            .and_then(|root| xtask::test::run(&root))
+            .map(|passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
     };
     match done {
         Ok(code) => code,

@@ -41,11 +41,12 @@ pub fn cargo() -> PathBuf {
 
 /// Where cargo puts what it builds, which the developer may have changed.
 fn target_directory(workspace: &Path) -> Result<PathBuf> {
-    let metadata = exec::output(
-        Command::new(cargo())
-            .current_dir(workspace)
-            .args(["metadata", "--no-deps", "--format-version", "1"]),
-    )?;
+    let metadata = exec::output(Command::new(cargo()).current_dir(workspace).args([
+        "metadata",
+        "--no-deps",
+        "--format-version",
+        "1",
+    ]))?;
     let metadata: serde_json::Value = serde_json::from_slice(&metadata).context("read cargo's metadata")?;
     let directory = metadata["target_directory"].as_str().context("cargo names no target directory")?;
     Ok(directory.into())

@@ -193,7 +193,8 @@ mod tests {
 
     #[test]
     fn counts_are_read_off_both_kinds_of_result_line() {
-        let cargo = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.1s";
+        let cargo =
+            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.1s";
         assert_eq!(parse(cargo), Some(Count { passed: 12, failed: 0 }));
         assert_eq!(parse("7 passed, 2 failed"), Some(Count { passed: 7, failed: 2 }));
         assert_eq!(parse("test a ... ok"), None);

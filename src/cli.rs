@@ -1,0 +1,74 @@
+//! The command line: its definition and nothing else, because `build.rs` includes this file to write the man pages and
+//! shell completions from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Starts a Xen host's guests at boot and stops them at shutdown.
+///
+/// What is done with which guest is written in /etc/default/xendomains or /etc/sysconfig/xendomains: start restores the
+/// images that stop has saved and then starts the guests of the AUTO directory; stop saves or shuts down the guests
+/// that run.
+#[derive(Debug, Parser)]
+#[command(name = "xendomains", version, after_long_help = EXIT_CODES)]
+pub struct Cli {
+    /// Read this settings file instead of /etc/default/xendomains or /etc/sysconfig/xendomains.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Show the toolstack's own log too.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Restore saved guests, then start the guests of the AUTO directory that don't run yet.
+    Start,
+    /// Save the guests that run, or shut them down.
+    Stop,
+    /// Stop, then start.
+    Restart,
+    /// The same as restart.
+    Reload,
+    /// List the guests that run, and those that should or are saved.
+    Status(Status),
+    /// Print the libxl JSON that a guest configuration file means, as `xl create -n` does.
+    Config(Config),
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `config`.
+#[derive(Debug, Args)]
+pub struct Config {
+    /// The guest configuration file (xl.cfg).
+    pub file: PathBuf,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes of start, stop, restart, reload and config:
+  0  everything was done; also: this is not a Xen host (start and stop), no settings file (stop)
+  1  something failed for at least one guest, or another xendomains is at work
+  2  wrong usage
+  4  not root
+  5  no usable toolstack
+  6  the settings are missing, wrong, or ask for something that this version can't do
+
+Exit codes of status:
+  0  guests run, and every guest of the AUTO directory does
+  1  guests run, but one of the AUTO directory does not, or a saved image waits
+  3  no guest runs
+  4  not known: Xen can't be asked";

@@ -1,0 +1,119 @@
+//! What is done with guests, and in which order: start, stop, status. Policy only: everything that touches a guest goes
+//! through the [`Toolstack`] trait.
+
+mod directories;
+#[cfg(test)]
+pub(crate) mod mock;
+mod start;
+mod status;
+mod stop;
+mod unsupported;
+mod workers;
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::guest_config::{GuestConfig, XlConf};
+use crate::host::Host;
+use crate::image::Image;
+use crate::report::Reporter;
+use crate::settings::Settings;
+use crate::toolstack::{self, Domain, ShutdownReason, State, Toolstack};
+
+pub use start::start;
+pub use status::{Overview, overview};
+pub use stop::stop;
+pub use unsupported::{Purpose, unsupported, unsupported_in_auto};
+
+/// What start, stop and status work with.
+pub struct Run<'a> {
+    /// The machine.
+    pub host: &'a Host,
+    /// What the admin wants.
+    pub settings: &'a Settings,
+    /// The defaults for guest configurations.
+    pub xl_conf: &'a XlConf,
+    /// Who does it.
+    pub toolstack: &'a dyn Toolstack,
+    /// Who is told.
+    pub report: &'a Reporter,
+    /// How to wait between two guests or two SysRq letters.
+    pub sleep: &'a (dyn Fn(Duration) + Sync),
+}
+
+/// What a guest is known by. A configuration that leaves the UUID to the toolstack has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Identity {
+    name: String,
+    uuid: Option<Uuid>,
+}
+
+impl Identity {
+    fn of_image(image: &Image) -> Identity {
+        Identity { name: image.name.clone(), uuid: Some(image.uuid) }
+    }
+
+    fn of_config(guest: &GuestConfig) -> Identity {
+        Identity { name: guest.name.clone(), uuid: guest.uuid_given.then_some(guest.uuid) }
+    }
+
+    fn is_same_guest(&self, other: &Identity) -> bool {
+        self.name == other.name || (self.uuid.is_some() && self.uuid == other.uuid)
+    }
+
+    /// The domain that is this guest, or stands in its way: one that has its UUID or name, also as one half of a
+    /// migration. A domain that is only not quite gone yet (a zombie) does not count.
+    fn find<'a>(&self, domains: &'a [Domain]) -> Option<&'a Domain> {
+        let is_it = |domain: &&Domain| {
+            let name = domain.name.as_deref().unwrap_or_default();
+            let name = name.strip_suffix("--incoming").unwrap_or(name);
+            let name = name.strip_suffix("--migratedaway").unwrap_or(name);
+            name == self.name || Some(domain.uuid) == self.uuid
+        };
+        domains.iter().filter(|domain| domain.domid != 0 && domain.state != State::Dying).find(is_it)
+    }
+}
+
+fn name(domain: &Domain) -> &str {
+    domain.name.as_deref().unwrap_or("(no name)")
+}
+
+fn is_alive(domain: &Domain) -> bool {
+    matches!(domain.state, State::Running | State::Paused)
+}
+
+/// Whether the guest has come to its end, so that only its remains are there. One that is suspended or in the middle of
+/// a soft reset has not.
+fn is_finished(domain: &Domain) -> bool {
+    match domain.state {
+        State::Shutdown(ShutdownReason::Suspend | ShutdownReason::SoftReset) => false,
+        State::Shutdown(_) => true,
+        State::Running | State::Paused | State::Dying => false,
+    }
+}
+
+/// The state in a word.
+fn state_word(state: State) -> &'static str {
+    match state {
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Dying => "dying",
+        State::Shutdown(ShutdownReason::Poweroff | ShutdownReason::Other(_)) => "shutdown",
+        State::Shutdown(ShutdownReason::Reboot | ShutdownReason::SoftReset) => "rebooting",
+        State::Shutdown(ShutdownReason::Suspend) => "suspended",
+        State::Shutdown(ShutdownReason::Crash | ShutdownReason::Watchdog) => "crashed",
+    }
+}
+
+/// Why a call failed, for people.
+fn reason(error: &toolstack::Error) -> String {
+    let mut reason = error.to_string();
+    if error.timed_out {
+        reason.insert_str(0, "time limit reached: ");
+    }
+    if error.left_suspended {
+        reason.push_str("; the guest is left SUSPENDED, it could not be resumed");
+    }
+    reason
+}

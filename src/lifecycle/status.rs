@@ -1,0 +1,320 @@
+//! status: what runs, what should run, what is saved.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::directories::{Messages, auto_guests, images};
+use super::{Identity, is_alive, state_word};
+use crate::guest_config::XlConf;
+use crate::report::{Exit, Reporter, one_line};
+use crate::settings::Settings;
+use crate::toolstack::{Domain, Error, Toolstack};
+
+/// What `status` answers. As JSON, its fields are an interface: they are added to, but not renamed or removed.
+///
+/// ```json
+/// {
+///   "toolstack": "libxl 4.17",      what was asked; null when this is no Xen host
+///   "complete": true,               false: a file of AUTO or an image could not be read (see the messages)
+///   "guests": [ … ]                 sorted by name
+/// }
+/// ```
+#[derive(Debug, Serialize)]
+pub struct Overview {
+    toolstack: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    complete: bool,
+    guests: Vec<Guest>,
+}
+
+/// One guest. What is only known of a domain is null for a guest without one.
+#[derive(Debug, Serialize)]
+struct Guest {
+    /// Null for a domain that has none.
+    name: Option<String>,
+    /// Null when neither domain nor file tells it.
+    uuid: Option<Uuid>,
+    /// Domain id.
+    id: Option<u32>,
+    /// `running`, `paused`, `shutdown`, `rebooting`, `suspended`, `crashed`, `dying`; `down` without a domain.
+    state: &'static str,
+    memory_kib: Option<u64>,
+    max_memory_kib: Option<u64>,
+    vcpus: Option<u32>,
+    cpu_seconds: Option<f64>,
+    uptime_seconds: Option<u64>,
+    /// Whether a file of the AUTO directory is for it, and which.
+    auto: bool,
+    auto_file: Option<String>,
+    /// The saved image that waits to be restored.
+    image: Option<String>,
+    #[serde(skip)]
+    alive: bool,
+}
+
+/// Asks the toolstack and looks into the directories. What can't be read there is reported as a warning.
+pub fn overview(
+    settings: &Settings,
+    xl_conf: &XlConf,
+    toolstack: &dyn Toolstack,
+    report: &Reporter,
+) -> Result<Overview, Error> {
+    let mut domains = toolstack.domains()?;
+    domains.retain(|domain| domain.domid != 0 && !domain.stubdom && !domain.never_stop);
+    let mut overview = Overview {
+        toolstack: Some(toolstack.describe()),
+        message: None,
+        complete: true,
+        guests: domains.iter().map(Guest::of_domain).collect(),
+    };
+    overview.add_auto(settings, xl_conf, report);
+    overview.add_images(settings, report);
+    overview.guests.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
+    Ok(overview)
+}
+
+impl Overview {
+    /// The answer, as JSON, of a machine that is no Xen host.
+    pub fn not_xen(reason: &str) -> String {
+        let message = Some(reason.to_owned());
+        Overview { toolstack: None, message, complete: true, guests: Vec::new() }.json()
+    }
+
+    fn add_auto(&mut self, settings: &Settings, xl_conf: &XlConf, report: &Reporter) {
+        let found = auto_guests(settings.auto.value.as_deref(), xl_conf);
+        self.take(&found.messages, report);
+        for config in found.guests {
+            let guest = self.find_or_add(&Identity::of_config(&config));
+            guest.auto = true;
+            guest.auto_file = Some(shown(&config.path));
+        }
+    }
+
+    fn add_images(&mut self, settings: &Settings, report: &Reporter) {
+        let found = images(settings.save.value.as_deref());
+        self.take(&found.messages, report);
+        for image in found.images {
+            self.find_or_add(&Identity::of_image(&image)).image = Some(shown(&image.path));
+        }
+    }
+
+    /// What can't be used makes the answer incomplete; what is passed over is nobody's question here.
+    fn take(&mut self, messages: &Messages, report: &Reporter) {
+        for message in messages.failures.iter().chain(&messages.warnings) {
+            report.warn(message);
+        }
+        self.complete &= messages.failures.is_empty();
+    }
+
+    fn find_or_add(&mut self, identity: &Identity) -> &mut Guest {
+        let place = self.guests.iter().position(|guest| guest.is(identity)).unwrap_or_else(|| {
+            self.guests.push(Guest::down(identity));
+            self.guests.len() - 1
+        });
+        &mut self.guests[place]
+    }
+
+    /// What follows from it for the exit code.
+    pub fn exit(&self) -> Exit {
+        if !self.guests.iter().any(|guest| guest.alive) {
+            return Exit::NoneRunning;
+        }
+        let missing = |guest: &Guest| (guest.auto && !guest.alive) || guest.image.is_some();
+        if !self.complete || self.guests.iter().any(missing) { Exit::SomeMissing } else { Exit::AllRunning }
+    }
+
+    /// As JSON, with a newline at the end.
+    pub fn json(&self) -> String {
+        let text = serde_json::to_string_pretty(self);
+        text.map_or_else(|error| format!("{{\"message\": \"{error}\"}}\n"), |text| text + "\n")
+    }
+
+    /// As a table, one line a guest.
+    pub fn table(&self) -> String {
+        let mut rows =
+            vec![["NAME", "ID", "STATE", "MEMORY", "VCPUS", "UPTIME", "AUTO", "IMAGE"].map(str::to_owned)];
+        rows.extend(self.guests.iter().map(Guest::row));
+        let mut widths = [0; 8];
+        for row in &rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        let mut table = String::new();
+        for row in &rows {
+            let mut line = String::new();
+            for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+                // Numbers are aligned to the right.
+                let _ = match column {
+                    1 | 3..=5 => write!(line, "{cell:>width$}  "),
+                    _ => write!(line, "{cell:<width$}  "),
+                };
+            }
+            table.push_str(line.trim_end());
+            table.push('\n');
+        }
+        table
+    }
+}
+
+impl Guest {
+    fn of_domain(domain: &Domain) -> Guest {
+        Guest {
+            name: domain.name.clone(),
+            uuid: Some(domain.uuid),
+            id: Some(domain.domid),
+            state: state_word(domain.state),
+            memory_kib: Some(domain.memory_kib),
+            max_memory_kib: Some(domain.max_memory_kib),
+            vcpus: Some(domain.vcpus),
+            cpu_seconds: Some(domain.cpu_time.as_secs_f64()),
+            uptime_seconds: domain.uptime.map(|uptime| uptime.as_secs()),
+            auto: false,
+            auto_file: None,
+            image: None,
+            alive: is_alive(domain),
+        }
+    }
+
+    fn down(identity: &Identity) -> Guest {
+        Guest {
+            name: Some(identity.name.clone()),
+            uuid: identity.uuid,
+            id: None,
+            state: "down",
+            memory_kib: None,
+            max_memory_kib: None,
+            vcpus: None,
+            cpu_seconds: None,
+            uptime_seconds: None,
+            auto: false,
+            auto_file: None,
+            image: None,
+            alive: false,
+        }
+    }
+
+    /// Whether it is this guest. A domain that is going away is not; the guest may be on its way to come back.
+    fn is(&self, identity: &Identity) -> bool {
+        let same =
+            self.name.as_ref() == Some(&identity.name) || (identity.uuid.is_some() && self.uuid == identity.uuid);
+        same && self.state != "dying"
+    }
+
+    fn row(&self) -> [String; 8] {
+        fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+            value.map_or_else(|| "-".to_owned(), show)
+        }
+        [
+            one_line(self.name.as_deref().unwrap_or("(no name)")),
+            or_dash(self.id, |id| id.to_string()),
+            self.state.to_owned(),
+            or_dash(self.memory_kib, |kib| format!("{} MiB", kib.div_ceil(1024))),
+            or_dash(self.vcpus, |vcpus| vcpus.to_string()),
+            or_dash(self.uptime_seconds, |seconds| duration(Duration::from_secs(seconds))),
+            if self.auto { "yes" } else { "no" }.to_owned(),
+            or_dash(self.image.as_deref(), one_line),
+        ]
+    }
+}
+
+/// JSON has no other text than Unicode.
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+    let clock = format!("{hours}:{minutes:02}:{:02}", seconds % 60);
+    if days > 0 { format!("{days}d {clock}") } else { clock }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::mock::Bench;
+    use super::*;
+    use crate::toolstack::{ShutdownReason, State};
+
+    fn look(bench: &Bench) -> Overview {
+        let mut found = None;
+        bench.run(|run| found = Some(overview(run.settings, run.xl_conf, run.toolstack, run.report)));
+        found.expect("asked").expect("answered")
+    }
+
+    #[test]
+    fn the_table_has_what_runs_what_should_and_what_is_saved() {
+        let bench = Bench::new();
+        bench.auto("web.cfg", "web");
+        bench.auto("db.cfg", "db");
+        bench.image("mail");
+        bench.image("db");
+        bench.toolstack.domain("web", State::Running);
+        bench.toolstack.domain("a\u{1b}b", State::Shutdown(ShutdownReason::Crash));
+        let save = bench.path("save");
+        let save = save.display();
+        let expected = format!(
+            "NAME      ID  STATE    MEMORY  VCPUS      UPTIME  AUTO  IMAGE\n\
+             a\\u{{1b}}b   4  crashed   1 MiB      1  1d 1:01:01  no    -\n\
+             db         -  down          -      -           -  yes   {save}/db\n\
+             mail       -  down          -      -           -  no    {save}/mail\n\
+             web        3  running   1 MiB      1  1d 1:01:01  yes   -\n"
+        );
+        assert_eq!(look(&bench).table(), expected);
+    }
+
+    #[test]
+    fn the_json_has_stable_names() {
+        let bench = Bench::new();
+        bench.auto("web.cfg", "web");
+        bench.toolstack.domain("web", State::Paused);
+        let json: serde_json::Value = serde_json::from_str(&look(&bench).json()).expect("JSON");
+        let expected = serde_json::json!({
+            "toolstack": "mock 1",
+            "complete": true,
+            "guests": [{
+                "name": "web",
+                "uuid": super::super::mock::uuid_of("web"),
+                "id": 1,
+                "state": "paused",
+                "memory_kib": 1024,
+                "max_memory_kib": 2048,
+                "vcpus": 1,
+                "cpu_seconds": 1.5,
+                "uptime_seconds": 90061,
+                "auto": true,
+                "auto_file": bench.path("auto/web.cfg"),
+                "image": null,
+            }],
+        });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn the_exit_code_says_whether_all_is_as_wanted() {
+        let bench = Bench::new();
+        assert_eq!(look(&bench).exit(), Exit::NoneRunning);
+        bench.toolstack.domain("husk", State::Shutdown(ShutdownReason::Poweroff));
+        assert_eq!(look(&bench).exit(), Exit::NoneRunning);
+        bench.toolstack.domain("web", State::Running);
+        bench.auto("web", "web");
+        assert_eq!(look(&bench).exit(), Exit::AllRunning);
+        bench.auto("husk", "husk");
+        assert_eq!(look(&bench).exit(), Exit::SomeMissing);
+        fs::remove_file(bench.path("auto/husk")).expect("remove");
+        bench.image("mail");
+        assert_eq!(look(&bench).exit(), Exit::SomeMissing);
+        fs::remove_file(bench.path("save/mail")).expect("remove");
+        assert_eq!(look(&bench).exit(), Exit::AllRunning);
+        fs::write(bench.path("auto/broken"), "name = ").expect("write");
+        assert_eq!(look(&bench).exit(), Exit::SomeMissing);
+        assert!(bench.err().contains("auto/broken"));
+    }
+}

@@ -1,0 +1,375 @@
+//! The settings file: `/etc/default/xendomains` or `/etc/sysconfig/xendomains`.
+//!
+//! The file is shell assignments, read without a shell (see [`shell`]). Every setting has a type and a default, and
+//! remembers where its value comes from, so that messages can name file and line.
+
+pub mod shell;
+mod value;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use value::ShutdownOptions;
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The file does not mention it.
+    Default,
+    /// It is assigned here.
+    File(Arc<Path>, u32),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path, line) => write!(f, "{}:{line}", path.display()),
+        }
+    }
+}
+
+/// One effective value with its origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// The value that counts.
+    pub value: T,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// What to do with a guest whose image could not be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestoreFailed {
+    /// Leave the guest down and the image in place.
+    Keep,
+    /// Set the image aside and boot the guest.
+    Start,
+}
+
+/// Which toolstack to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolstackChoice {
+    /// libxl if it is usable, otherwise a command.
+    Auto,
+    /// libxl in-process.
+    Libxl,
+    /// The command `xl`.
+    Xl,
+    /// The command `xm`.
+    Xm,
+}
+
+/// All settings, each with its effective value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `XENDOMAINS_SYSRQ`: letters sent to each guest first on stop.
+    pub sysrq: Setting<Vec<char>>,
+    /// `XENDOMAINS_USLEEP`: the wait after each letter.
+    pub usleep: Setting<Duration>,
+    /// `XENDOMAINS_CREATE_USLEEP`: the wait after each creation but the last.
+    pub create_usleep: Setting<Duration>,
+    /// `XENDOMAINS_MIGRATE`: where to migrate guests to on stop; empty for nowhere.
+    pub migrate: Setting<OsString>,
+    /// `XENDOMAINS_SAVE`: the directory for images; `None` for no saving.
+    pub save: Setting<Option<PathBuf>>,
+    /// `XENDOMAINS_SHUTDOWN`: how to shut a guest down; `None` for not at all.
+    pub shutdown: Setting<Option<ShutdownOptions>>,
+    /// `XENDOMAINS_SHUTDOWN_ALL`: how to shut down what is still running in the end; `None` for not at all.
+    pub shutdown_all: Setting<Option<ShutdownOptions>>,
+    /// `XENDOMAINS_RESTORE`: whether start restores images.
+    pub restore: Setting<bool>,
+    /// `XENDOMAINS_AUTO`: the directory of guests to start; `None` for none.
+    pub auto: Setting<Option<PathBuf>>,
+    /// `XENDOMAINS_AUTO_ONLY`: whether stop is only about guests of the AUTO directory.
+    pub auto_only: Setting<bool>,
+    /// `XENDOMAINS_STOP_MAXWAIT`: the limit of each step of stopping a guest; `None` for no limit.
+    pub stop_maxwait: Setting<Option<Duration>>,
+    /// `XENDOMAINS_START_JOBS`: guests restored or created at once; `None` for [`DEFAULT_RESTORE_JOBS`] and
+    /// [`DEFAULT_CREATE_JOBS`].
+    pub start_jobs: Setting<Option<NonZeroUsize>>,
+    /// `XENDOMAINS_SAVE_JOBS`: guests saved at once.
+    pub save_jobs: Setting<NonZeroUsize>,
+    /// `XENDOMAINS_MIGRATE_JOBS`: guests migrated at once.
+    pub migrate_jobs: Setting<NonZeroUsize>,
+    /// `XENDOMAINS_STOP_TIMEOUT`: the limit of the whole stop; `None` for no limit.
+    pub stop_timeout: Setting<Option<Duration>>,
+    /// `XENDOMAINS_DESTROY`: whether stop destroys what is left in the end.
+    pub destroy: Setting<bool>,
+    /// `XENDOMAINS_RESTORE_FAILED`: what to do with a guest whose image could not be restored.
+    pub restore_failed: Setting<RestoreFailed>,
+    /// `XENDOMAINS_TOOLSTACK`: which toolstack to use.
+    pub toolstack: Setting<ToolstackChoice>,
+    /// `XENDOMAINS_DEVICE_WAIT`: how long start waits for a guest's disks and bridges.
+    pub device_wait: Setting<Duration>,
+    /// What the file says that is probably not what its author meant, each with file and line.
+    pub warnings: Vec<String>,
+}
+
+/// Restores at once when `XENDOMAINS_START_JOBS` is not set. A restore mostly waits for the disk, and a few streams
+/// keep one busy; many only make it seek.
+pub const DEFAULT_RESTORE_JOBS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// Creations at once when `XENDOMAINS_START_JOBS` is not set: one after another, as `XENDOMAINS_CREATE_USLEEP` means
+/// it.
+pub const DEFAULT_CREATE_JOBS: NonZeroUsize = NonZeroUsize::MIN;
+
+/// Saves (and migrations) at once when the file does not say: one that writes while another prepares.
+const DEFAULT_STOP_JOBS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+
+/// A settings file that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It says something that is not understood.
+    #[error("{}:{line}: {message}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u32,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+impl Settings {
+    /// Reads the file `explicit` if given, otherwise the first of `usual` that exists. `Ok(None)`: none of them does.
+    pub fn load(explicit: Option<&Path>, usual: &[PathBuf]) -> Result<Option<Settings>, Error> {
+        if let Some(path) = explicit {
+            return Settings::read(path).map(Some);
+        }
+        for path in usual {
+            match Settings::read(path) {
+                Err(Error::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                result => return result.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads this file.
+    pub fn read(path: &Path) -> Result<Settings, Error> {
+        let text = std::fs::read(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        Settings::parse(path, &text)
+    }
+
+    /// What counts when there is no file.
+    pub fn defaults() -> Settings {
+        value::Values::default().settings().expect("the defaults are valid")
+    }
+
+    /// Reads the text of a file; `path` is for messages.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Settings, Error> {
+        let path: Arc<Path> = path.into();
+        let script = shell::parse(text).map_err(|error| Error::Invalid {
+            path: path.to_path_buf(),
+            line: error.line,
+            message: error.message,
+        })?;
+        value::Values::new(&path, script).settings()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Settings, Error> {
+        Settings::parse(Path::new("/etc/default/xendomains"), text.as_bytes())
+    }
+
+    fn valid(text: &str) -> Settings {
+        let settings = parse(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+        assert_eq!(settings.warnings, Vec::<String>::new(), "{text:?}");
+        settings
+    }
+
+    fn with_and_without_wait() -> [Option<ShutdownOptions>; 3] {
+        [Some(ShutdownOptions { wait: true }), Some(ShutdownOptions { wait: false }), None]
+    }
+
+    #[test]
+    fn an_empty_file_has_the_documented_defaults() {
+        let settings = valid("");
+        let [waiting, _, _] = with_and_without_wait();
+        assert_eq!(settings.sysrq.value, []);
+        assert_eq!(settings.usleep.value, Duration::from_millis(100));
+        assert_eq!(settings.create_usleep.value, Duration::from_secs(5));
+        assert_eq!(settings.migrate.value, "");
+        assert_eq!(settings.save.value.as_deref(), Some(Path::new("/var/lib/xen/save")));
+        assert_eq!(settings.shutdown.value, waiting);
+        assert_eq!(settings.shutdown_all.value, waiting);
+        assert!(settings.restore.value);
+        assert_eq!(settings.auto.value.as_deref(), Some(Path::new("/etc/xen/auto")));
+        assert!(!settings.auto_only.value);
+        assert_eq!(settings.stop_maxwait.value, Some(Duration::from_secs(300)));
+        assert_eq!(settings.start_jobs.value, None);
+        assert_eq!(settings.save_jobs.value.get(), 2);
+        assert_eq!(settings.stop_timeout.value, None);
+        assert!(!settings.destroy.value);
+        assert_eq!(settings.restore_failed.value, RestoreFailed::Keep);
+        assert_eq!(settings.toolstack.value, ToolstackChoice::Auto);
+        assert_eq!(settings.device_wait.value, Duration::ZERO);
+        assert_eq!(settings.save.origin, Origin::Default);
+        assert_eq!(settings, Settings::defaults());
+    }
+
+    #[test]
+    fn values_are_typed_and_know_their_line() {
+        let settings = valid(
+            "XENDOMAINS_SYSRQ=\"s e i  u o\"\nXENDOMAINS_USLEEP=1\nXENDOMAINS_CREATE_USLEEP=0\nXENDOMAINS_MIGRATE='--live h'\n\
+             XENDOMAINS_SAVE=/srv/save\nXENDOMAINS_SHUTDOWN=--wait\nXENDOMAINS_SHUTDOWN_ALL=\"\"\nXENDOMAINS_RESTORE=false\n\
+             XENDOMAINS_AUTO=''\nXENDOMAINS_AUTO_ONLY=true\nXENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_START_JOBS=3\n\
+             XENDOMAINS_SAVE_JOBS=5\nXENDOMAINS_MIGRATE_JOBS=6\nXENDOMAINS_STOP_TIMEOUT=90\nXENDOMAINS_DESTROY=true\n\
+             XENDOMAINS_RESTORE_FAILED=start\nXENDOMAINS_TOOLSTACK=xm\nXENDOMAINS_DEVICE_WAIT=7\n",
+        );
+        let file = |line| Origin::File(Path::new("/etc/default/xendomains").into(), line);
+        assert_eq!(settings.sysrq.value, ['s', 'e', 'i', 'u', 'o']);
+        assert_eq!(settings.usleep.value, Duration::from_micros(1));
+        assert_eq!(settings.create_usleep.value, Duration::ZERO);
+        assert_eq!(settings.migrate.value, "--live h");
+        assert_eq!(settings.migrate.origin, file(4));
+        assert_eq!(settings.save.value.as_deref(), Some(Path::new("/srv/save")));
+        assert_eq!(settings.shutdown.value, Some(ShutdownOptions { wait: true }));
+        assert_eq!(settings.shutdown_all.value, None);
+        assert!(!settings.restore.value);
+        assert_eq!(settings.auto.value, None);
+        assert!(settings.auto_only.value);
+        assert_eq!(settings.stop_maxwait.value, None);
+        assert_eq!(settings.start_jobs.value.map(NonZeroUsize::get), Some(3));
+        assert_eq!(settings.save_jobs.value.get(), 5);
+        assert_eq!(settings.migrate_jobs.value.get(), 6);
+        assert_eq!(settings.stop_timeout.value, Some(Duration::from_secs(90)));
+        assert!(settings.destroy.value);
+        assert_eq!(settings.restore_failed.value, RestoreFailed::Start);
+        assert_eq!(settings.toolstack.value, ToolstackChoice::Xm);
+        assert_eq!(settings.device_wait.value, Duration::from_secs(7));
+        assert_eq!(settings.device_wait.origin.to_string(), "/etc/default/xendomains:19");
+    }
+
+    #[test]
+    fn the_last_assignment_counts_with_its_line() {
+        let settings = valid("XENDOMAINS_SAVE=/a\nXENDOMAINS_SAVE=/b\n");
+        assert_eq!(settings.save.value.as_deref(), Some(Path::new("/b")));
+        assert!(settings.save.origin.to_string().ends_with(":2"));
+        // An earlier value that would be an error does not count at all.
+        assert_eq!(valid("XENDOMAINS_USLEEP=x\nXENDOMAINS_USLEEP=4").usleep.value.as_micros(), 4);
+    }
+
+    #[test]
+    fn shutdown_options_of_both_commands_are_known() {
+        let [waiting, asking, none] = with_and_without_wait();
+        for (text, expected) in [
+            ("", none),
+            ("   ", none),
+            ("--halt --wait", waiting),
+            ("--all --halt --wait", waiting),
+            ("--wait", waiting),
+            ("-w", waiting),
+            ("-H -w", waiting),
+            ("-aw", waiting),
+            ("-F -w", waiting),
+            ("--all", asking),
+            ("--halt", asking),
+            ("-H", asking),
+        ] {
+            assert_eq!(valid(&format!("XENDOMAINS_SHUTDOWN='{text}'")).shutdown.value, expected, "{text}");
+            assert_eq!(valid(&format!("XENDOMAINS_SHUTDOWN_ALL='{text}'")).shutdown_all.value, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_values_name_file_and_line() {
+        for (text, message) in [
+            ("XENDOMAINS_SHUTDOWN=--wiat", "XENDOMAINS_SHUTDOWN: `--wiat`"),
+            ("XENDOMAINS_SHUTDOWN=-wx", "`-wx`"),
+            ("XENDOMAINS_SHUTDOWN=--reboot", "would come back"),
+            ("XENDOMAINS_SHUTDOWN_ALL=-R", "would come back"),
+            ("XENDOMAINS_USLEEP=fast", "XENDOMAINS_USLEEP: `fast`"),
+            ("XENDOMAINS_USLEEP=-1", "`-1`"),
+            ("XENDOMAINS_USLEEP=1.5", "`1.5`"),
+            ("XENDOMAINS_STOP_MAXWAIT=99999999999999999999", "`99999999999999999999`"),
+            ("XENDOMAINS_SYSRQ='s ei'", "`ei`"),
+            ("XENDOMAINS_SYSRQ='s ;'", "`;`"),
+            ("XENDOMAINS_SAVE=save", "absolute"),
+            ("XENDOMAINS_AUTO=auto", "absolute"),
+            ("XENDOMAINS_START_JOBS=0", "at least 1"),
+            ("XENDOMAINS_SAVE_JOBS=many", "`many`"),
+            ("XENDOMAINS_RESTORE_FAILED=retry", "`retry`"),
+            ("XENDOMAINS_TOOLSTACK=xend", "`xend`"),
+            ("echo hello", "`echo`"),
+        ] {
+            let error = parse(&format!("# first\n{text}\n")).expect_err(text).to_string();
+            assert!(error.starts_with("/etc/default/xendomains:2: "), "{error}");
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn doubtful_lines_are_warned_about() {
+        for (text, message) in [
+            ("XENDOMAINS_RESTORE=yes", "`yes` counts as false"),
+            ("XENDOMAINS_AUTO_ONLY=TRUE", "`TRUE` counts as false"),
+            ("XENDOMAINS_SAEV=/srv", "XENDOMAINS_SAVE"),
+            ("XENDOMAINS_SAVE=$SAVEDIR/x", "SAVEDIR"),
+        ] {
+            let settings = parse(&format!("\n{text}\n")).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let [warning] = &settings.warnings[..] else { panic!("{text}: {:?}", settings.warnings) };
+            assert!(warning.starts_with("/etc/default/xendomains:2: "), "{warning}");
+            assert!(warning.contains(message), "{text}: {warning}");
+        }
+    }
+
+    #[test]
+    fn other_names_are_nobodys_business() {
+        let settings = valid("OPTIONS=x\nBASE=/srv/xen\nXENDOMAINS_SAVE=$BASE/save\nXENDOMAINS_RESTORE=\n");
+        assert_eq!(settings.save.value.as_deref(), Some(Path::new("/srv/xen/save")));
+        assert!(!settings.restore.value);
+    }
+
+    #[test]
+    fn an_empty_number_is_none_and_an_empty_choice_the_default() {
+        let settings =
+            valid("XENDOMAINS_STOP_MAXWAIT=\nXENDOMAINS_USLEEP=\nXENDOMAINS_START_JOBS=\nXENDOMAINS_TOOLSTACK=");
+        assert_eq!(settings.stop_maxwait.value, None);
+        assert_eq!(settings.usleep.value, Duration::ZERO);
+        assert_eq!(settings.start_jobs.value, None);
+        assert_eq!(settings.toolstack.value, ToolstackChoice::Auto);
+    }
+
+    #[test]
+    fn the_first_file_that_exists_counts() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let usual = [dir.path().join("default"), dir.path().join("sysconfig")];
+        assert!(matches!(Settings::load(None, &usual), Ok(None)));
+        std::fs::write(&usual[1], "XENDOMAINS_SAVE=/second").expect("write");
+        let found = Settings::load(None, &usual).expect("readable").expect("found");
+        assert_eq!(found.save.value.as_deref(), Some(Path::new("/second")));
+        std::fs::write(&usual[0], "oops").expect("write");
+        assert!(matches!(Settings::load(None, &usual), Err(Error::Invalid { line: 1, .. })));
+        let explicit = dir.path().join("explicit");
+        assert!(matches!(Settings::load(Some(&explicit), &usual), Err(Error::Unreadable { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(name in prop::sample::select(value::NAMES), value in "\\PC{0,20}") {
+            let quoted = value.replace('\'', "");
+            let _ = parse(&format!("XENDOMAINS_{name}='{quoted}'"));
+        }
+    }
+}

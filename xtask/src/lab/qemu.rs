@@ -7,8 +7,8 @@
 //! a later process can end it and never hits a stranger that got the same pid.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,6 @@ use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
     setsid,
@@ -26,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::image::Image;
+use super::lines::{Lines, readable};
 use super::monitor::{Monitor, forwarded_port};
 use super::tools::Tools;
 use crate::exec;
@@ -243,36 +243,13 @@ impl Started {
     }
 
     fn read_console(&mut self, deadline: Instant) -> Result<()> {
-        let mut line = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                bail!("dom0 was not ready in time");
-            }
-            self.console.set_read_timeout(Some(left)).context("set a deadline")?;
-            let count = match self.console.read(&mut buffer) {
-                Ok(0) => bail!("QEMU ended before dom0 was ready"),
-                Ok(count) => count,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    continue;
-                }
-                Err(error) => return Err(error).context("read the console"),
-            };
-            for byte in &buffer[..count] {
-                if *byte != b'\n' {
-                    line.push(*byte);
-                    continue;
-                }
-                let text = String::from_utf8_lossy(&line);
-                if text.contains(READY) {
-                    return Ok(());
-                }
-                if let Some(at) = text.find(FAILED) {
-                    bail!("dom0 came up broken: {}", text[at..].trim_end());
-                }
-                line.clear();
-            }
+        let marker = |line: &str| line.contains(READY) || line.contains(FAILED);
+        let mut lines = Lines::new(&self.console);
+        match lines.find(marker, deadline)? {
+            Some(line) if line.contains(READY) => Ok(()),
+            Some(line) => bail!("dom0 came up broken: {line}"),
+            None if Instant::now() >= deadline => bail!("dom0 was not ready in time"),
+            None => bail!("QEMU ended before dom0 was ready"),
         }
     }
 
@@ -403,21 +380,6 @@ impl Directory {
 
     fn connect(&self, name: &str) -> Result<UnixStream> {
         UnixStream::connect(self.address(name)).with_context(|| format!("connect to {name}"))
-    }
-}
-
-/// Waits until one of the descriptors is readable (a pidfd: the process has ended), and says which are.
-fn readable<const N: usize>(descriptors: &[BorrowedFd<'_>; N], limit: Duration) -> Result<[bool; N]> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
-        let mut set = descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
-        match poll(&mut set, Some(&timeout)) {
-            Ok(_) => return Ok(set.map(|entry| !entry.revents().is_empty())),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(io::Error::from(error)).context("wait for an event"),
-        }
     }
 }
 

@@ -142,6 +142,16 @@ pub fn disconnect(directory: &Path) {
     }
 }
 
+/// Whether the shared connection is there.
+fn connected(directory: &Path) -> bool {
+    ssh(directory, &["-O", "check"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
 /// A command that runs `remote` in dom0's shell, to be started as the caller likes.
 #[must_use]
 pub fn command(directory: &Path, remote: impl AsRef<OsStr>) -> Command {
@@ -179,6 +189,10 @@ pub fn run(directory: &Path, remote: &str, input: &[u8]) -> Result<Output> {
     .context("wait for ssh")?;
     let status = output.status.code().unwrap_or(255);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    // ssh's own failures have the same code as a command that ends with 255; only they lose the connection.
+    if status == 255 && !connected(directory) {
+        bail!("the connection to dom0 is lost: {}", stderr.trim_end());
+    }
     Ok(Output {
         command: remote.to_owned(),
         status,

@@ -1,5 +1,6 @@
 //! The libxl context and the thread that drives its events.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -7,7 +8,7 @@ use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{JoinHandle, ThreadId};
+use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -73,7 +74,6 @@ pub(crate) struct Shared {
     disaster: Mutex<Option<String>>,
     waiting: Mutex<HashMap<usize, Weak<dyn Interrupt>>>,
     pump: Mutex<Option<JoinHandle<()>>>,
-    pump_id: Mutex<Option<ThreadId>>,
     version: Mutex<Option<Version>>,
 }
 
@@ -82,6 +82,18 @@ pub(crate) struct Shared {
 unsafe impl Send for Shared {}
 // SAFETY: as above; everything else in here is behind mutexes or atomic.
 unsafe impl Sync for Shared {}
+
+thread_local! {
+    /// Set while libxl calls us back on this thread.
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs what a callback of libxl's has to do, including the dropping of what it owns.
+pub(crate) fn called_back(f: impl FnOnce()) {
+    let outer = IN_CALLBACK.replace(true);
+    f();
+    IN_CALLBACK.set(outer);
+}
 
 /// Locks a mutex whose holder can't leave it half-changed, so that a panic elsewhere does not spread.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -181,10 +193,9 @@ impl Drop for User {
             return;
         }
         self.0.wake_pump();
-        // The last user may be a completion callback on the event thread itself, which then frees the context as
-        // soon as it is back from libxl. Anyone else waits for that, so that a dropped context is really gone.
-        let on_pump = *lock(&self.0.pump_id) == Some(std::thread::current().id());
-        if !on_pump && let Some(pump) = lock(&self.0.pump).take() {
+        // The last user may be a completion callback; the context is then freed as soon as libxl has got its thread
+        // back. Anyone else waits for that, so that a dropped context is really gone.
+        if !IN_CALLBACK.get() && let Some(pump) = lock(&self.0.pump).take() {
             // The event thread has no code of the caller's that could panic; and there is nobody to tell.
             let _ = pump.join();
         }
@@ -258,7 +269,6 @@ impl Context {
             disaster: Mutex::new(None),
             waiting: Mutex::new(HashMap::new()),
             pump: Mutex::new(None),
-            pump_id: Mutex::new(None),
             version: Mutex::new(None),
         });
         let hooks = Box::pin(Hooks {
@@ -289,7 +299,6 @@ impl Context {
         let user = User(Arc::clone(&shared));
         match std::thread::Builder::new().name("libxl events".into()).spawn(move || pump.run()) {
             Ok(handle) => {
-                *lock(&shared.pump_id) = Some(handle.thread().id());
                 *lock(&shared.pump) = Some(handle);
                 Ok(Self { user })
             }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use xenlight_sys::libxl as sys;
 
 use crate::Domid;
-use crate::context::{Interrupt, User, lock};
+use crate::context::{Interrupt, User, called_back, lock};
 use crate::error::{Cause, Error, ErrorCode, Result, Wait};
 use crate::log::{LogLevel, Mark, panic_text};
 
@@ -200,13 +200,15 @@ fn request(slot: *const Slot) -> sys::libxl_asyncop_how {
 /// `libxl_asyncop_how.callback`: comes exactly once, on any thread that is inside libxl, perhaps before the
 /// starting call has returned.
 unsafe extern "C" fn on_complete(_ctx: *mut sys::libxl_ctx, rc: c_int, for_callback: *mut c_void) {
-    // SAFETY: `start` gave libxl one count of this Arc, and libxl calls back once.
-    let slot = unsafe { Arc::from_raw(for_callback.cast_const().cast::<Slot>()) };
-    let complete = lock(&slot.complete).take();
-    if let Some(complete) = complete {
-        // What could panic in there is caught in there: the caller's `finish` and its waker.
-        complete(rc);
-    }
+    called_back(|| {
+        // SAFETY: `start` gave libxl one count of this Arc, and libxl calls back once.
+        let slot = unsafe { Arc::from_raw(for_callback.cast_const().cast::<Slot>()) };
+        let complete = lock(&slot.complete).take();
+        if let Some(complete) = complete {
+            // What could panic in there is caught in there: the caller's `finish` and its waker.
+            complete(rc);
+        }
+    });
 }
 
 impl<T> Operation<T> {

@@ -34,7 +34,6 @@ fn write_assets(dir: &Path) -> io::Result<()> {
             clap_complete::generate_to(*shell, &mut command, "xendomains", dir)?;
         }
     }
-    command = command.disable_help_subcommand(true);
     // Gives the subcommands the global options, and their full names.
     command.build();
     write_man_page(&command, dir)?;

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 /// images that stop has saved and then starts the guests of the AUTO directory; stop saves or shuts down the guests
 /// that run.
 #[derive(Debug, Parser)]
-#[command(name = "xendomains", version, after_long_help = EXIT_CODES)]
+#[command(name = "xendomains", version, disable_help_subcommand = true, after_long_help = EXIT_CODES)]
 pub struct Cli {
     /// Read this settings file instead of /etc/default/xendomains or /etc/sysconfig/xendomains.
     #[arg(long, global = true, value_name = "FILE")]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Identity;
 use crate::guest_config::auto::{self, AutoEntry, ScanError, SkipReason};
 use crate::guest_config::{GuestConfig, XlConf};
-use crate::image::{self, Image, SaveDirectory, ScanEntry};
+use crate::image::{self, Consumed, Image, SaveDirectory, ScanEntry};
 use crate::report::Reporter;
 
 /// Messages about a directory.
@@ -70,6 +70,8 @@ pub(super) struct Images {
     pub(super) images: Vec<Image>,
     /// Files that are probably images but can't be read.
     pub(super) unreadable: Vec<PathBuf>,
+    /// Older images of guests that have a newer one.
+    pub(super) superseded: Vec<PathBuf>,
     /// Whether the directory itself could not be read, so that nothing is known about images.
     pub(super) unknown: bool,
     pub(super) messages: Messages,
@@ -98,6 +100,13 @@ impl Images {
         match entry {
             ScanEntry::Image(image) => self.images.push(image),
             ScanEntry::Skipped { reason: image::SkipReason::LostAndFound, .. } => {}
+            ScanEntry::Skipped { path, reason: image::SkipReason::Superseded { .. } } => {
+                self.superseded.push(path);
+            }
+            // Nothing waits for it: its guest may have run since.
+            ScanEntry::Skipped { path, reason: reason @ image::SkipReason::AlreadyRestored } => {
+                self.messages.warnings.push(skipped(&path, &reason.to_string()));
+            }
             ScanEntry::Skipped { path, reason } if reason.is_failure() => {
                 self.messages.failures.push(skipped(&path, &reason.to_string()));
                 self.unreadable.push(path);
@@ -113,6 +122,22 @@ impl Images {
 pub(super) fn unreadable_image_of<'a>(guest: &Identity, unreadable: &'a [PathBuf]) -> Option<&'a Path> {
     let file = image::encode_name(&guest.name);
     unreadable.iter().map(PathBuf::as_path).find(|path| path.file_name() == Some(&*file))
+}
+
+/// Takes an image out of the way that must never be restored, because its guest has run since. It stays on the disk
+/// under a hidden name, for whoever wants to look at it.
+pub(super) fn set_aside(image: Image, why: &str, report: &Reporter) {
+    let path = image.path.clone();
+    match image.consume() {
+        Ok(aside) => tell_aside(&path, why, &aside, report),
+        Err(error) => report.error(&format!("{}: {why}, but can't be set aside: {error}", path.display())),
+    }
+}
+
+/// Says that an image was set aside.
+pub(super) fn tell_aside(path: &Path, why: &str, aside: &Consumed, report: &Reporter) {
+    let (path, aside) = (path.display(), aside.path().display());
+    report.warn(&format!("{path}: {why}; it is never restored but kept as {aside}"));
 }
 
 /// Some reasons begin with the path themselves.

@@ -42,6 +42,14 @@ pub struct Run<'a> {
     pub sleep: &'a (dyn Fn(Duration) + Sync),
 }
 
+impl Run<'_> {
+    fn pause(&self, time: Duration) {
+        if !time.is_zero() {
+            (self.sleep)(time);
+        }
+    }
+}
+
 /// What a guest is known by. A configuration that leaves the UUID to the toolstack has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::directories::{auto_guests, images, unreadable_image_of};
+use super::directories::{auto_guests, images, set_aside, tell_aside, unreadable_image_of};
 use super::workers::{in_order, lock};
 use super::{Identity, Run, is_alive, name, reason, state_word};
 use crate::guest_config::GuestConfig;
 use crate::image::{Consumed, Image};
 use crate::report::Action;
 use crate::settings::{DEFAULT_CREATE_JOBS, DEFAULT_RESTORE_JOBS};
-use crate::toolstack::{Domain, Domid, Error};
+use crate::toolstack::{Domain, Domid, Error, State};
 
 /// Starts guests. What runs already is left alone, and a guest whose image is there but could not be restored is not
 /// booted over it.
@@ -56,6 +56,10 @@ impl Start<'_> {
         found.messages.tell(self.run.report);
         let mut left = Left { unreadable: found.unreadable, unknown: found.unknown, ..Left::default() };
         if settings.restore.value {
+            // Once the newer image is used up, the older one would count.
+            for image in found.superseded.iter().filter_map(|path| Image::open(path).ok()) {
+                set_aside(image, "there is a newer image of its guest", self.run.report);
+            }
             let waiting = self.without_running(found.images, domains);
             left.kept = self.restore_all(waiting);
         } else {
@@ -64,20 +68,31 @@ impl Start<'_> {
         left
     }
 
-    /// The images of guests that don't run.
+    /// The images of guests that don't run. An image whose guest runs is outdated.
     fn without_running(&self, images: Vec<Image>, domains: &[Domain]) -> Vec<Image> {
-        let is_free = |image: &Image| {
-            let Some(domain) = Identity::of_image(image).find(domains) else { return true };
-            self.run.report.warn(&format!(
-                "{}: not restored: the guest is there already, {} as domain {}. The image is older than the guest and \
-                 should be removed",
-                image.path.display(),
-                state_word(domain.state),
-                domain.domid,
-            ));
-            false
-        };
-        images.into_iter().filter(is_free).collect()
+        let mut waiting = Vec::new();
+        for image in images {
+            match Identity::of_image(&image).find(domains) {
+                None => waiting.push(image),
+                Some(domain) if domain.state == State::Running && domain.is_manageable() => {
+                    let why = format!("its guest runs already, as domain {}", domain.domid);
+                    set_aside(image, &why, self.run.report);
+                }
+                Some(domain) => self.report_in_the_way(&image, domain),
+            }
+        }
+        waiting
+    }
+
+    /// A guest that is paused or moving may be on its way to run; one that has ended is not.
+    fn report_in_the_way(&self, image: &Image, domain: &Domain) {
+        let (id, other, state) = (domain.domid, name(domain), state_word(domain.state));
+        let reason = format!("domain {id} ({other}) is in the way: it is {state}");
+        if is_alive(domain) {
+            self.run.report.warn(&format!("{}: not restored: {reason}", image.path.display()));
+        } else {
+            self.run.report.failed(Action::Restore, &image.name, Duration::ZERO, &reason);
+        }
     }
 
     /// Restores all these, and returns the guests for which that has failed.
@@ -166,7 +181,7 @@ impl Start<'_> {
         let jobs = settings.start_jobs.value.unwrap_or(DEFAULT_CREATE_JOBS);
         in_order(jobs, waiting, |guest, more| {
             if self.create(&guest, left) && more() {
-                (self.run.sleep)(settings.create_usleep.value);
+                self.run.pause(settings.create_usleep.value);
             }
         });
     }
@@ -221,11 +236,8 @@ impl Start<'_> {
         }
         let domid = self.run.toolstack.create(guest, None).map_err(|error| reason(&error))?;
         if let Some(aside) = self.let_run(domid, left.take_unwanted(guest))? {
-            self.run.report.warn(&format!(
-                "{}: started without its image (RESTORE is not true), which is outdated now and set aside as {}",
-                guest.name,
-                aside.path().display(),
-            ));
+            let why = "its guest was started without it, because RESTORE is not true";
+            tell_aside(&aside.image().path, why, &aside, self.run.report);
         }
         Ok(())
     }
@@ -252,10 +264,12 @@ impl Left {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::SystemTime;
 
     use super::super::mock::{Bench, Fault, uuid_of};
+    use super::*;
     use crate::report::Exit;
-    use crate::toolstack::{ShutdownReason, State};
+    use crate::toolstack::ShutdownReason;
 
     fn with_settings(settings: &str) -> Bench {
         let mut bench = Bench::new();
@@ -373,15 +387,55 @@ mod tests {
     }
 
     #[test]
-    fn an_image_of_a_running_guest_is_named_and_left_alone() {
+    fn an_image_of_a_running_guest_is_set_aside_and_of_another_left_alone() {
         let bench = Bench::new();
-        bench.image("web");
+        for name in ["web", "db", "mail"] {
+            bench.image(name);
+        }
         let domid = bench.toolstack.domain("renamed", State::Running);
         bench.toolstack.change(domid, |domain| domain.uuid = uuid_of("web"));
+        bench.toolstack.domain("db", State::Paused);
+        bench.toolstack.domain("mail--incoming", State::Running);
         assert_eq!(bench.start(), Exit::Done);
         assert_eq!(bench.toolstack.calls(), [""; 0]);
+        let saved = bench.saved();
+        assert_eq!(saved.len(), 3);
+        assert!(saved[0].starts_with(".web.") && saved[1..] == ["db", "mail"], "{saved:?}");
+        let err = bench.err();
+        assert!(err.contains("save/web: its guest runs already, as domain 4; it is never restored"), "{err}");
+        assert!(err.contains("save/db: not restored: domain 5 (db) is in the way: it is paused"), "{err}");
+        assert!(err.contains("save/mail: not restored: domain 6 (mail--incoming) is in the way"), "{err}");
+        // It does not stand in anybody's way, but is named each time.
+        assert_eq!(bench.start(), Exit::Done);
+        assert!(bench.err().contains("restored already"), "{}", bench.err());
+    }
+
+    #[test]
+    fn an_image_of_a_guest_that_is_stuck_is_a_failure() {
+        let bench = Bench::new();
+        bench.image("web");
+        bench.toolstack.domain("web", State::Shutdown(ShutdownReason::Suspend));
+        assert_eq!(bench.start(), Exit::Failed);
         assert_eq!(bench.saved(), ["web"]);
-        assert!(bench.err().contains("save/web: not restored: the guest is there already"), "{}", bench.err());
+        let err = bench.err();
+        assert!(
+            err.contains("web: restore FAILED (0.0 s): domain 2 (web) is in the way: it is suspended"),
+            "{err}"
+        );
+    }
+
+    #[test]
+    fn an_older_image_never_gets_its_turn() {
+        let bench = Bench::new();
+        bench.image("web");
+        fs::rename(bench.path("save/web"), bench.path("save/a-copy")).expect("rename");
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        fs::File::open(bench.path("save/a-copy")).and_then(|file| file.set_modified(old)).expect("set");
+        bench.image("web");
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.calls(), ["restore web", "unpause web"]);
+        let saved = bench.saved();
+        assert!(saved.len() == 1 && saved[0].starts_with(".a-copy."), "{saved:?}");
     }
 
     #[test]
@@ -416,7 +470,7 @@ mod tests {
         let saved = bench.saved();
         assert!(!saved.contains(&"web".to_owned()) && saved.contains(&"mail".to_owned()), "{saved:?}");
         assert!(saved.iter().any(|file| file.ends_with(".restored")), "{saved:?}");
-        assert!(bench.err().contains("set aside"), "{}", bench.err());
+        assert!(bench.err().contains("save/web: its guest was started without it"), "{}", bench.err());
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! stop: save the guests, or shut them down.
 
 use std::collections::HashSet;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::directories::auto_guests;
-use super::workers::{Places, all_at_once};
-use super::{Run, is_alive, is_finished, name, reason};
-use crate::image::SaveDirectory;
+use super::directories::{auto_guests, images, tell_aside};
+use super::workers::{Places, all_at_once, lock};
+use super::{Identity, Run, is_alive, is_finished, name, reason};
+use crate::image::{Consumed, Image, SaveDirectory};
 use crate::report::Action;
 use crate::settings::ShutdownOptions;
 use crate::toolstack::{Domain, Error, ShutdownReason, State};
@@ -19,6 +20,7 @@ pub fn stop(run: &Run<'_>) {
         run,
         deadline: run.settings.stop_timeout.value.and_then(|limit| begun.checked_add(limit)),
         saves: Places::new(run.settings.save_jobs.value),
+        outdated: Mutex::default(),
         begun,
     };
     if let Err(error) = stop.all() {
@@ -37,6 +39,8 @@ struct Stop<'a> {
     deadline: Option<Instant>,
     /// Places for guests that are being saved.
     saves: Places,
+    /// Images from before, of guests that have run since.
+    outdated: Mutex<Vec<Consumed>>,
 }
 
 /// What is left to do for a guest.
@@ -50,7 +54,9 @@ enum Then {
 
 impl Stop<'_> {
     fn all(&self) -> Result<(), Error> {
-        let selected = self.select(self.guests()?);
+        let guests = self.guests()?;
+        self.set_outdated_aside(&guests);
+        let selected = self.select(guests);
         let directory = self.save_directory(&selected);
         all_at_once(selected.iter().collect(), |guest| self.stop_guest(guest, directory.as_ref()));
         self.shut_down_rest()?;
@@ -121,6 +127,36 @@ impl Stop<'_> {
         }
     }
 
+    /// Takes images out of the way whose guest runs: if it is now shut down instead of saved, the next start must not
+    /// restore an image that is older than what the guest has written to its disks.
+    fn set_outdated_aside(&self, guests: &[Domain]) {
+        // What can't be read there is reported by start and status.
+        for image in images(self.run.settings.save.value.as_deref()).images {
+            if !Identity::of_image(&image).find(guests).is_some_and(is_alive) {
+                continue;
+            }
+            match image.consume() {
+                Ok(aside) => lock(&self.outdated).push(aside),
+                Err(error) => self.run.report.error(&format!("an outdated image is still there: {error}")),
+            }
+        }
+    }
+
+    /// Removes what a new image of the guest replaces.
+    fn remove_outdated(&self, new: &Image) {
+        let guest = Identity::of_image(new);
+        let is_older = |aside: &Consumed| Identity::of_image(aside.image()).is_same_guest(&guest);
+        let mut outdated = lock(&self.outdated);
+        let (older, others): (Vec<_>, _) = std::mem::take(&mut *outdated).into_iter().partition(is_older);
+        *outdated = others;
+        drop(outdated);
+        for aside in older {
+            if let Err(error) = aside.remove() {
+                self.run.report.warn(&error.to_string());
+            }
+        }
+    }
+
     /// The whole chain for one guest.
     fn stop_guest(&self, guest: &Domain, directory: Option<&SaveDirectory>) {
         if is_finished(guest) {
@@ -153,7 +189,7 @@ impl Stop<'_> {
                 self.run.report.failed(Action::SysRq, name(guest), begun.elapsed(), &reason);
                 break;
             }
-            (self.run.sleep)(self.run.settings.usleep.value);
+            self.run.pause(self.run.settings.usleep.value);
         }
         let now = match self.guests() {
             Ok(guests) => guests.into_iter().find(|now| now.domid == guest.domid && now.uuid == guest.uuid),
@@ -210,20 +246,27 @@ impl Stop<'_> {
             let then = if error.left_suspended { Then::Nothing } else { Then::NextStep };
             return Err((reason(&error), then));
         }
-        if let Err(error) = image.commit() {
-            return Err(match toolstack.resume(guest.domid) {
-                Ok(()) => (error.to_string(), Then::NextStep),
-                Err(resume) => {
-                    let reason = format!("{error}; the guest is left SUSPENDED: {}", reason(&resume));
-                    (reason, Then::Nothing)
-                }
-            });
-        }
+        let image = match image.commit() {
+            Ok(image) => image,
+            Err(error) => return Err(self.run_on(guest, error.to_string())),
+        };
+        self.remove_outdated(&image);
         toolstack.destroy(guest.domid).map_err(|error| {
             let reason =
                 format!("its image is complete, but the suspended guest is still there: {}", reason(&error));
             (reason, Then::Nothing)
         })
+    }
+
+    /// Resumes a guest that is suspended for nothing.
+    fn run_on(&self, guest: &Domain, mut why: String) -> (String, Then) {
+        match self.run.toolstack.resume(guest.domid) {
+            Ok(()) => (why, Then::NextStep),
+            Err(error) => {
+                why.push_str(&format!("; the guest is left SUSPENDED: {}", reason(&error)));
+                (why, Then::Nothing)
+            }
+        }
     }
 
     fn shut_down(&self, guest: &Domain, options: ShutdownOptions) {
@@ -270,6 +313,9 @@ impl Stop<'_> {
 
     /// Looks once more: what has come to its end meanwhile is cleaned up, what is still there is reported.
     fn finish(&self, selected: &[Domain]) -> Result<(), Error> {
+        for aside in lock(&self.outdated).drain(..) {
+            tell_aside(&aside.image().path, "its guest has run since", &aside, self.run.report);
+        }
         let settings = self.run.settings;
         let everything = settings.shutdown_all.value.is_some() || !settings.auto_only.value;
         for guest in self.guests()? {
@@ -400,6 +446,23 @@ mod tests {
         assert_eq!(bench.toolstack.calls(), ["save web", "destroy web"]);
         assert_eq!(bench.saved(), ["web"]);
         assert!(bench.err().contains("its image is complete"), "{}", bench.err());
+    }
+
+    #[test]
+    fn an_image_from_before_is_replaced_by_a_new_one_and_never_survives_a_shutdown() {
+        let bench = Bench::new();
+        for name in ["web", "db", "mail"] {
+            bench.image(name);
+        }
+        running(&bench, &["web", "db"]);
+        bench.toolstack.fault("save db", Fault::Fails);
+        assert_eq!(bench.stop(), Exit::Failed);
+        let saved = bench.saved();
+        assert!(saved.len() == 3 && saved[0].starts_with(".db.") && saved[1..] == ["mail", "web"], "{saved:?}");
+        assert!(bench.err().contains("save/db: its guest has run since; it is never restored"), "{}", bench.err());
+        bench.toolstack.no_fault("save db");
+        assert_eq!(bench.start(), Exit::Done);
+        assert_eq!(bench.toolstack.left(), ["mail Running", "web Running"]);
     }
 
     #[test]
@@ -581,7 +644,7 @@ mod tests {
         bench.run(|run| {
             let now = Instant::now();
             let saves = Places::new(run.settings.save_jobs.value);
-            let stop = Stop { run, begun: now, deadline: Some(now), saves };
+            let stop = Stop { run, begun: now, deadline: Some(now), saves, outdated: Mutex::default() };
             stop.all().expect("listed");
         });
         assert_eq!(bench.toolstack.calls(), ["request web", "request web"]);

@@ -172,10 +172,19 @@ fn mistakes(ours: &Ours, release: Release) -> Vec<Mistake> {
     list
 }
 
-fn mistakes_in_line(file: &str, line: &str, release: Release, mut add: impl FnMut(&str, Kind, String)) {
-    let code = line.trim();
-    let is_types = file.ends_with("types.h");
-    if is_types && let Some((name, value)) = code.strip_suffix(',').and_then(|code| code.split_once(" = ")) {
+fn mistakes_in_line(file: &str, line: &str, release: Release, add: impl FnMut(&str, Kind, String)) {
+    match file.rsplit('/').next() {
+        Some("types.h") => mistakes_in_type(line.trim(), release, add),
+        Some("layouts.h") if line.starts_with("    ") => mistakes_in_member(line.trim(), add),
+        Some("functions.h") if line.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+            mistakes_in_function(line, add);
+        }
+        _ => {}
+    }
+}
+
+fn mistakes_in_type(code: &str, release: Release, mut add: impl FnMut(&str, Kind, String)) {
+    if let Some((name, value)) = code.strip_suffix(',').and_then(|code| code.split_once(" = ")) {
         if !name.starts_with("XENLIGHT_") {
             add(name, Kind::Constant, format!("{name} = ({value}) + 1,"));
         } else if name == "XENLIGHT_BLOCK_SIZE" {
@@ -183,39 +192,42 @@ fn mistakes_in_line(file: &str, line: &str, release: Release, mut add: impl FnMu
         } else if name.contains("_DOMINFO_") && name.ends_with("_4_14") == (release < Release::new(4, 16)) {
             add("libxl_dominfo", Kind::Size, format!("{name} = ({value}) + 1,"));
         }
-    } else if is_types && let Some(rest) = code.strip_suffix(" {").and_then(|code| code.split_once("enum ")) {
+    } else if let Some((_, name)) = code.strip_suffix(" {").and_then(|code| code.split_once("enum ")) {
         // Fits no int any more.
-        if !rest.1.is_empty() {
-            add(rest.1, Kind::Number, format!("{line} xenlight_large = 0x100000000ll,"));
-        }
-    } else if is_types && let Some(name) = code.strip_prefix("typedef uint") {
-        let name = name.split(' ').next_back().unwrap().trim_end_matches(';');
+        add(name, Kind::Number, format!("{code} xenlight_large = 0x100000000ll,"));
+    } else if let Some(rest) = code.strip_prefix("typedef uint") {
+        let name = rest.split(' ').next_back().unwrap().trim_end_matches(';');
         if name != "xenlight_rest" {
-            add(name, Kind::Number, code.replacen("uint", "int", 1));
+            add(name, Kind::Number, format!("typedef int{rest}"));
         }
-    } else if file.ends_with("layouts.h") && line.starts_with("    ") {
-        if let Some((before, after)) = line.split_once("(*") {
-            let name = after.split(')').next().unwrap();
-            add(name, Kind::Member, format!("long double (*{after}"));
-            add(name, Kind::Member, format!("{before}(*{}", after.replacen(")(", ")(char *extra, ", 1)));
-        } else if let Some(declaration) = code.strip_suffix(';')
-            && !code.starts_with('}')
-            && !code.contains(')')
-        {
-            let name = declaration.rsplit([' ', '*']).next().unwrap().split('[').next().unwrap();
-            if code.starts_with("xenlight_rest") {
-                add(name, Kind::Member, format!("long before; {code}"));
-            } else {
-                add(name, Kind::Member, format!("{declaration}[3];"));
-            }
-        }
-    } else if file.ends_with("functions.h") && line.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        let (before, after) = line.split_once('(').unwrap();
-        let name = before.rsplit([' ', '*']).next().unwrap();
-        let typedef = if line.starts_with("typedef") { "typedef " } else { "" };
-        add(name, Kind::Function, format!("{typedef}long double {name}({after}"));
-        add(name, Kind::Function, format!("{before}(char *extra, {after}"));
     }
+}
+
+fn mistakes_in_member(code: &str, mut add: impl FnMut(&str, Kind, String)) {
+    if let Some((before, after)) = code.split_once("(*") {
+        let name = after.split(')').next().unwrap();
+        add(name, Kind::Member, format!("long double (*{after}"));
+        add(name, Kind::Member, format!("{before}(*{}", after.replacen(")(", ")(char *extra, ", 1)));
+        return;
+    }
+    let Some(declaration) = code.strip_suffix(';') else { return };
+    if code.starts_with('}') || code.contains(')') {
+        return;
+    }
+    let name = declaration.rsplit([' ', '*']).next().unwrap().split('[').next().unwrap();
+    if code.starts_with("xenlight_rest") {
+        add(name, Kind::Member, format!("long before; {code}"));
+    } else {
+        add(name, Kind::Member, format!("{declaration}[3];"));
+    }
+}
+
+fn mistakes_in_function(line: &str, mut add: impl FnMut(&str, Kind, String)) {
+    let (before, after) = line.split_once('(').unwrap();
+    let name = before.rsplit([' ', '*']).next().unwrap();
+    let typedef = if line.starts_with("typedef") { "typedef " } else { "" };
+    add(name, Kind::Function, format!("{typedef}long double {name}({after}"));
+    add(name, Kind::Function, format!("{before}(char *extra, {after}"));
 }
 
 /// Makes each mistake, and returns the kinds of those made.

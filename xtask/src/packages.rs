@@ -115,6 +115,25 @@ impl Mirror {
     }
 }
 
+/// mmdebstrap, to put packages into a folder, in process and mount namespaces of its own: when this process ends,
+/// however it ends, the kernel ends everything that mmdebstrap has started, and what it has mounted goes with it.
+/// So a later build finds a half-made folder that nobody writes to, and removing it can't reach this machine's `/dev`.
+///
+/// # Errors
+/// Not root, or apt-config can't be run.
+pub fn mmdebstrap() -> Result<Command> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("unpacking Debian packages with their owners needs root");
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "--"])
+        .args(["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .args(["mmdebstrap", "--mode=unshare", "--format=directory"])
+        .args(proxy_options()?);
+    Ok(command)
+}
+
 /// The machine's apt proxy settings as `--aptopt` arguments of mmdebstrap, which has a configuration of its own.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
@@ -108,14 +108,27 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
 /// Removes a folder with everything in it; none is fine.
 ///
 /// # Errors
-/// It can't be removed.
+/// It can't be removed, or something is mounted in it: that is never ours to remove.
 pub fn remove_all(path: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the list of mounts")?;
+    if let Some(mounted) = mounted_inside(&mounts, path) {
+        bail!("something is mounted at {0}; unmount it first: umount -R {0}", mounted.display());
+    }
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", path.display()))
         }
         _ => Ok(()),
     }
+}
+
+/// A mount point at or below the path; the fifth field of a line of mountinfo.
+fn mounted_inside<'a>(mountinfo: &'a str, path: &Path) -> Option<&'a Path> {
+    mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(Path::new)
+        .find(|mounted| mounted.starts_with(path))
 }
 
 #[cfg(test)]
@@ -147,6 +160,13 @@ mod tests {
         assert!(target.join("whole").exists());
         assert!(!target.join("half").exists());
         remove_all(&root).expect("clean up");
+    }
+
+    #[test]
+    fn mounts_inside_are_seen() {
+        let list = "21 1 0:20 / /proc rw - proc proc rw\n25 1 0:5 / /lab/x.part/tree/dev rw - devtmpfs udev rw\n";
+        assert_eq!(mounted_inside(list, Path::new("/lab/x.part")), Some(Path::new("/lab/x.part/tree/dev")));
+        assert_eq!(mounted_inside(list, Path::new("/lab/x")), None);
     }
 
     #[test]

@@ -51,10 +51,9 @@ impl Tools {
             progress::step("unpacking QEMU 7.2", || {
                 let mirror = Mirror::of_this_machine()?;
                 exec::logged(
-                    Command::new("mmdebstrap")
-                        .args(["--variant=extract", "--format=directory"])
+                    packages::mmdebstrap()?
+                        .arg("--variant=extract")
                         .arg(format!("--include={PACKAGES}"))
-                        .args(packages::proxy_options()?)
                         .arg(SUITE)
                         .arg(part)
                         .args(mirror.sources(SUITE, true)),

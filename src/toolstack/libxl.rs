@@ -96,10 +96,10 @@ impl Libxl {
         outcome.map_err(|e| {
             let mut error = failed(action, &e);
             error.timed_out = timed_out;
-            if let Some(leftover) = e.leftover()
-                && let Err(e) = context.destroy(leftover).and_then(Operation::wait)
-            {
-                error.cause += &format!("; its half-made domain {leftover} could not be removed: {e}");
+            if let Some(leftover) = e.leftover() {
+                if let Err(e) = context.destroy(leftover).and_then(Operation::wait) {
+                    error.cause += &format!("; its half-made domain {leftover} could not be removed: {e}");
+                }
             }
             error
         })
@@ -129,9 +129,7 @@ impl Libxl {
     fn ask_to_shut_down(&self, domid: Domid) -> xenlight::Result<Option<Operation<()>>> {
         match self.context.shutdown(domid) {
             Ok(request) => Ok(Some(request)),
-            Err(e) if e.code() == Some(ErrorCode::NoParavirt) => {
-                self.press_power_button(domid).map(|()| None)
-            }
+            Err(e) if e.code() == Some(ErrorCode::NoParavirt) => self.press_power_button(domid).map(|()| None),
             Err(e) => Err(e),
         }
     }
@@ -142,10 +140,7 @@ fn failed(action: &'static str, e: &xenlight::Error) -> Error {
 }
 
 /// Waits for an operation until the deadline, then aborts it. Says whether it was aborted.
-fn within<T>(
-    operation: xenlight::Result<Operation<T>>,
-    deadline: Option<Instant>,
-) -> (xenlight::Result<T>, bool) {
+fn within<T>(operation: xenlight::Result<Operation<T>>, deadline: Option<Instant>) -> (xenlight::Result<T>, bool) {
     let operation = match operation {
         Ok(operation) => operation,
         Err(e) => return (Err(e), false),
@@ -197,13 +192,11 @@ fn next(
         if let Poll::Ready(Some(event)) = Pin::new(&mut *events).poll_next(cx) {
             return Poll::Ready(Seen::Domain(event));
         }
-        if let Some(pending) = request
-            && let Poll::Ready(answer) = Pin::new(pending).poll(cx)
-        {
+        let Some(pending) = request else { return Poll::Pending };
+        Pin::new(pending).poll(cx).map(|answer| {
             *request = None;
-            return Poll::Ready(Seen::Answer(answer));
-        }
-        Poll::Pending
+            Seen::Answer(answer)
+        })
     });
     block_until(either, deadline)
 }
@@ -276,8 +269,7 @@ impl Toolstack for Libxl {
     fn create(&self, guest: &GuestConfig, deadline: Option<Instant>) -> Result<Domid, Error> {
         const ACTION: &str = "create";
         let context = self.builder(ACTION)?;
-        let build =
-            DomainConfig::from_json(guest.json.clone()).and_then(|config| context.create(&config));
+        let build = DomainConfig::from_json(guest.json.clone()).and_then(|config| context.create(&config));
         self.finish_build(&context, ACTION, build, deadline)
     }
 
@@ -303,9 +295,8 @@ impl Toolstack for Libxl {
         const ACTION: &str = "save";
         let (config, timed_out) = within(self.context.configuration(domain.domid), deadline);
         let config = config.map_err(|e| Error { timed_out, ..failed(ACTION, &e) })?;
-        let prepared: std::io::Result<File> = target
-            .write_header(&without_domid(config.into_json()))
-            .and_then(|()| target.file().try_clone());
+        let prepared: std::io::Result<File> =
+            target.write_header(&without_domid(config.into_json())).and_then(|()| target.file().try_clone());
         let stream = prepared.map_err(|e| Error {
             action: ACTION,
             cause: format!("can't write {}: {e}", target.path().display()),
@@ -314,9 +305,7 @@ impl Toolstack for Libxl {
         })?;
         let save = self.context.save(domain.domid, stream.into(), SaveFlags::default());
         let (outcome, timed_out) = within(save, deadline);
-        outcome
-            .map(drop)
-            .map_err(|e| self.resume_after(domain.domid, Error { timed_out, ..failed(ACTION, &e) }))
+        outcome.map(drop).map_err(|e| self.resume_after(domain.domid, Error { timed_out, ..failed(ACTION, &e) }))
     }
 
     fn resume(&self, domid: Domid) -> Result<(), Error> {
@@ -325,7 +314,10 @@ impl Toolstack for Libxl {
 
     fn request_shutdown(&self, domain: &Domain) -> Result<(), Error> {
         // The request is in xenstore once the call has returned; the guest's answer is not waited for.
-        self.ask_to_shut_down(domain.domid).map(drop).map_err(|e| failed("shutdown", &e))
+        match self.ask_to_shut_down(domain.domid) {
+            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => Ok(()),
+            asked => asked.map(drop).map_err(|e| failed("shutdown", &e)),
+        }
     }
 
     fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<(), Error> {

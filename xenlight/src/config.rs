@@ -39,11 +39,7 @@ impl DomainConfig {
     /// # Errors
     /// When the value is not a JSON object.
     pub fn from_json(json: Value) -> Result<Self> {
-        if json.is_object() {
-            Ok(Self { json })
-        } else {
-            Err(bad("it must be a JSON object"))
-        }
+        if json.is_object() { Ok(Self { json }) } else { Err(bad("it must be a JSON object")) }
     }
 
     /// Reads libxl's JSON from its text.
@@ -122,8 +118,11 @@ impl RawConfig {
         let seen = raw.to_json()?;
         let mut missing = Vec::new();
         compare(&config.json, &seen, &mut Vec::new(), &mut missing);
-        let dropped: Vec<String> =
-            missing.into_iter().filter(|path| !understands(user, &config.json, path)).map(|p| pointer(&p)).collect();
+        let dropped: Vec<String> = missing
+            .into_iter()
+            .filter(|path| !understands(user, &config.json, path))
+            .map(|p| pointer(&p))
+            .collect();
         if dropped.is_empty() {
             Ok(raw)
         } else {
@@ -142,7 +141,8 @@ impl RawConfig {
     }
 
     fn to_json(&self) -> Result<Value> {
-        let failed = |what: &str| Error::new("write domain configuration", None, Cause::BadAnswer(what.to_owned()));
+        let failed =
+            |what: &str| Error::new("write domain configuration", None, Cause::BadAnswer(what.to_owned()));
         // SAFETY: the block holds an initialised structure.
         let text = unsafe { self.user.lib().libxl_domain_config_to_json(self.user.ctx(), self.as_ptr()) };
         // SAFETY: null or a string that is ours to free.
@@ -260,10 +260,7 @@ fn at<'v>(value: &'v Value, path: &[Step]) -> Option<&'v Value> {
 }
 
 /// Reads what libxl's own file of a domain's configuration says after `libxl_retrieve_domain_configuration`.
-pub(crate) fn retrieve(
-    user: &User,
-    domid: crate::Domid,
-) -> Result<crate::Operation<DomainConfig>> {
+pub(crate) fn retrieve(user: &User, domid: crate::Domid) -> Result<crate::Operation<DomainConfig>> {
     crate::operation::start(
         user,
         "retrieve configuration",

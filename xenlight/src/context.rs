@@ -12,8 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
-use xenlight_sys::libxl as sys;
 use xenlight_sys::Release;
+use xenlight_sys::libxl as sys;
 
 use crate::error::{Cause, Error, ErrorCode, Result};
 use crate::events::Registry;
@@ -195,7 +195,8 @@ impl Drop for User {
         self.0.wake_pump();
         // The last user may be a completion callback; the context is then freed as soon as libxl has got its thread
         // back. Anyone else waits for that, so that a dropped context is really gone.
-        if !IN_CALLBACK.get() && let Some(pump) = lock(&self.0.pump).take() {
+        let pump = if IN_CALLBACK.get() { None } else { lock(&self.0.pump).take() };
+        if let Some(pump) = pump {
             // The event thread has no code of the caller's that could panic; and there is nobody to tell.
             let _ = pump.join();
         }
@@ -253,7 +254,8 @@ impl Context {
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` is a place for the result; the logger is owned by `Shared`, which is dropped after the
         // event thread has freed the context.
-        let rc = unsafe { library.raw().libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION as c_int, 0, logger.as_raw()) };
+        let rc =
+            unsafe { library.raw().libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION as c_int, 0, logger.as_raw()) };
         let Some(ctx) = NonNull::new(raw).filter(|_| rc == 0) else {
             let mut error = Error::new(ACTION, None, Cause::Libxl(ErrorCode::from_raw(rc)));
             error.log = logger.since(mark, None);
@@ -320,9 +322,9 @@ impl Context {
     /// Wraps `libxl_get_version_info`.
     #[doc(alias = "libxl_get_version_info")]
     pub fn version(&self) -> Result<Version> {
-        lock(&self.user.version).clone().ok_or_else(|| {
-            Error::new("query the hypervisor's version", None, Cause::Libxl(ErrorCode::Fail))
-        })
+        lock(&self.user.version)
+            .clone()
+            .ok_or_else(|| Error::new("query the hypervisor's version", None, Cause::Libxl(ErrorCode::Fail)))
     }
 
     /// Tells libxl that the application has reaped a child. Only for [`Children::Application`].
@@ -480,10 +482,7 @@ impl Pump {
 fn now() -> libc::timeval {
     // libxl takes wall-clock time here. A clock before 1970 counts as its start.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    libc::timeval {
-        tv_sec: since.as_secs() as i64,
-        tv_usec: i64::from(since.subsec_micros()),
-    }
+    libc::timeval { tv_sec: since.as_secs() as i64, tv_usec: i64::from(since.subsec_micros()) }
 }
 
 /// `libxl_event_hooks.event_occurs`: may be called on any thread that is inside libxl, and may call libxl.

@@ -163,9 +163,8 @@ pub(crate) fn info(shared: &Shared, domid: Domid) -> Result<DomainInfo> {
 }
 
 fn c_string(action: &'static str, text: &str) -> Result<CString> {
-    CString::new(text).map_err(|_| {
-        Error::new(action, None, Cause::BadArgument(format!("{text:?} contains a NUL byte")))
-    })
+    CString::new(text)
+        .map_err(|_| Error::new(action, None, Cause::BadArgument(format!("{text:?} contains a NUL byte"))))
 }
 
 /// # Lists and queries
@@ -594,13 +593,7 @@ impl Context {
         let mark = self.user.logger.mark();
         // SAFETY: the context is alive, `id` lives during the call, the other two are places for the result.
         let rc = unsafe {
-            self.user.lib().libxl_userdata_retrieve(
-                self.user.ctx(),
-                domid,
-                id.as_ptr(),
-                &mut data,
-                &mut length,
-            )
+            self.user.lib().libxl_userdata_retrieve(self.user.ctx(), domid, id.as_ptr(), &mut data, &mut length)
         };
         self.user.check(ACTION, Some(domid), mark, rc)?;
         if data.is_null() {
@@ -664,12 +657,7 @@ impl Context {
         let mut kib = 0;
         // SAFETY: the context is alive, the configuration is initialised, `kib` is a place for the result.
         let rc = unsafe {
-            self.user.lib().libxl_domain_need_memory(
-                self.user.ctx(),
-                raw.as_ptr(),
-                sys::INVALID_DOMID,
-                &mut kib,
-            )
+            self.user.lib().libxl_domain_need_memory(self.user.ctx(), raw.as_ptr(), sys::INVALID_DOMID, &mut kib)
         };
         self.user.check("query needed memory", None, mark, rc)?;
         Ok(kib)

@@ -272,12 +272,8 @@ mod tests {
 
     #[test]
     fn display_names_action_domain_cause_and_first_error_line() {
-        let record = |level, text: &str| LogRecord {
-            level,
-            errno: None,
-            context: Some("libxl".into()),
-            text: text.into(),
-        };
+        let record =
+            |level, text: &str| LogRecord { level, errno: None, context: Some("libxl".into()), text: text.into() };
         let mut error = Error::new("save domain", Some(7), Cause::Libxl(ErrorCode::Fail));
         assert_eq!(error.to_string(), "save domain (domain 7): libxl reported a failure");
         error.log = vec![
@@ -285,9 +281,6 @@ mod tests {
             record(crate::LogLevel::Error, "disk full\n"),
             record(crate::LogLevel::Error, "gave up"),
         ];
-        assert_eq!(
-            error.to_string(),
-            "save domain (domain 7): libxl reported a failure: disk full (and 1 more)"
-        );
+        assert_eq!(error.to_string(), "save domain (domain 7): libxl reported a failure: disk full (and 1 more)");
     }
 }

@@ -9,10 +9,10 @@ use std::time::Instant;
 use uuid::Uuid;
 use xenlight_sys::libxl as sys;
 
+use crate::Domid;
 use crate::context::{Context, Shared, User, lock};
 use crate::domain::ShutdownReason;
 use crate::error::{Cause, Error, ErrorCode, Result};
-use crate::Domid;
 
 /// What happened to a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,10 +152,9 @@ impl Registry {
                 // The guest may have been resumed and have ended before the new generator was there.
                 self.check(shared, number);
             }
-            Err(e) => shared.logger.note(
-                crate::LogLevel::Error,
-                format!("Domain {domid}:no longer watched after its suspend: {e}"),
-            ),
+            Err(e) => shared
+                .logger
+                .note(crate::LogLevel::Error, format!("Domain {domid}:no longer watched after its suspend: {e}")),
         }
     }
 
@@ -191,9 +190,7 @@ fn generate(shared: &Shared, domid: Domid, number: u64) -> Result<Generator> {
     let mut generator = std::ptr::null_mut();
     // SAFETY: the context is alive (the caller is a user of it, or libxl itself calls); `generator` is a place for
     // the result.
-    let rc = unsafe {
-        shared.lib().libxl_evenable_domain_death(shared.ctx(), domid, number, &mut generator)
-    };
+    let rc = unsafe { shared.lib().libxl_evenable_domain_death(shared.ctx(), domid, number, &mut generator) };
     shared.check("watch domain", Some(domid), mark, rc)?;
     Ok(Generator(generator))
 }
@@ -227,11 +224,7 @@ impl std::fmt::Debug for DomainEvents {
 impl Context {
     /// A stream of domain ends, which watches nothing yet.
     pub fn domain_events(&self) -> DomainEvents {
-        DomainEvents {
-            stream: Arc::default(),
-            watches: Mutex::default(),
-            user: self.user.clone(),
-        }
+        DomainEvents { stream: Arc::default(), watches: Mutex::default(), user: self.user.clone() }
     }
 }
 
@@ -255,13 +248,8 @@ impl DomainEvents {
             return Ok(());
         }
         let registry = &self.user.registry;
-        let number = registry.add(Watched {
-            domid,
-            uuid,
-            stream: Arc::clone(&self.stream),
-            generator: None,
-            last: None,
-        });
+        let number =
+            registry.add(Watched { domid, uuid, stream: Arc::clone(&self.stream), generator: None, last: None });
         let generator = match generate(&self.user, domid, number) {
             Ok(generator) => generator,
             Err(e) => {

@@ -78,7 +78,7 @@ pub use context::{Children, Context, Version};
 pub use domain::{DomainInfo, Domid, SaveFlags, ShutdownReason, Trigger};
 pub use error::{Cause, Error, ErrorCode, Result, Wait};
 pub use events::{DomainChange, DomainEvent, DomainEvents};
+pub use library::{Library, LibraryError};
 pub use log::{LogLevel, LogRecord, LogSink, Progress};
 pub use operation::Operation;
-pub use library::{Library, LibraryError};
 pub use xenlight_sys::{OpenError, Release, ReleaseError};

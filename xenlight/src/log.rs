@@ -351,13 +351,8 @@ unsafe extern "C" fn on_progress(
 ) {
     // SAFETY: as in `on_message`.
     let state = unsafe { &*data.cast::<State>() };
-    let progress = Progress {
-        context: text(context),
-        doing: text(doing).unwrap_or_default(),
-        percent,
-        done,
-        total,
-    };
+    let progress =
+        Progress { context: text(context), doing: text(doing).unwrap_or_default(), percent, done, total };
     state.with_sink(|sink| sink.progress(&progress));
 }
 

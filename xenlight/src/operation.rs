@@ -153,8 +153,7 @@ where
     let arguments = Arguments(Box::into_raw(Box::new(arguments)));
     let raw_arguments = arguments.0;
 
-    let interrupt: Arc<dyn Interrupt> =
-        Arc::new(Interruptible { outcome: Arc::clone(&outcome), action, domid });
+    let interrupt: Arc<dyn Interrupt> = Arc::new(Interruptible { outcome: Arc::clone(&outcome), action, domid });
     user.register_waiter(key, Arc::downgrade(&interrupt));
     *lock(&slot.complete) = Some({
         let (user, outcome) = (user.clone(), Arc::clone(&outcome));
@@ -166,9 +165,8 @@ where
                 finish(&user, arguments.into_inner(), status)
             }))
             .unwrap_or_else(|panic| Err(Error::new(action, domid, Cause::Panicked(panic_text(&*panic)))));
-            if let Some(waker) = outcome.settle(result)
-                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake()))
-            {
+            let Some(waker) = outcome.settle(result) else { return };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
                 let text = panic_text(&*panic);
                 user.logger.note(LogLevel::Critical, format!("{action}: the task's waker panicked: {text}"));
             }
@@ -247,8 +245,7 @@ impl<T> Operation<T> {
                 drop(progress);
                 return Wait::Pending(self);
             }
-            progress =
-                self.outcome.done.wait_timeout(progress, left).unwrap_or_else(PoisonError::into_inner).0;
+            progress = self.outcome.done.wait_timeout(progress, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

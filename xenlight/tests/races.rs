@@ -101,7 +101,10 @@ fn a_refused_start_never_calls_back_and_leaks_nothing() {
     let error = context.save(1, fake.file("a"), SaveFlags::default()).expect_err("refused");
     assert_eq!(error.code(), Some(ErrorCode::Invalid));
     assert_eq!(error.domid(), Some(1));
-    assert!(error.to_string().starts_with("save domain (domain 1): invalid argument or configuration: "), "{error}");
+    assert!(
+        error.to_string().starts_with("save domain (domain 1): invalid argument or configuration: "),
+        "{error}"
+    );
     assert!(error.to_string().ends_with("no way"), "{error}");
     drop(context);
     fake.expect_nothing_left();
@@ -450,7 +453,10 @@ fn a_guest_that_was_suspended_and_resumed_is_still_watched() {
 fn short_calls_do_what_they_say() {
     let (fake, context) = Fake::web();
     assert_eq!(context.release(), Release::new(4, 17));
-    assert_eq!((context.version().expect("a version").major, context.version().expect("a version").minor), (4, 17));
+    assert_eq!(
+        (context.version().expect("a version").major, context.version().expect("a version").minor),
+        (4, 17)
+    );
     assert!(context.free_memory_kib().expect("a number") > 0);
     assert!(context.needed_memory_kib(&config("x")).expect("a number") >= 131_072);
     assert!(context.memory_target_kib(1).expect("a number") > 0);
@@ -472,7 +478,9 @@ fn short_calls_do_what_they_say() {
     assert!(context.start_time(1).is_some());
     assert_eq!(context.start_time(99), None);
     context.trigger(1, Trigger::Power, 0).map(Operation::wait).ok();
-    assert!(fake.control.state()["calls"].as_array().expect("calls").iter().any(|c| c["call"] == "libxl_send_sysrq"));
+    assert!(
+        fake.control.state()["calls"].as_array().expect("calls").iter().any(|c| c["call"] == "libxl_send_sysrq")
+    );
     drop(context);
     fake.expect_nothing_left();
 }

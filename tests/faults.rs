@@ -1,0 +1,343 @@
+//! The whole program over the fake libxl: what happens to guests when calls fail, stall or never come back.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use fake_libxl::Control;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use xendomains::cli::Cli;
+use xendomains::host::Host;
+use xendomains::report::Reporter;
+use xendomains::toolstack::libxl::Libxl;
+use xendomains::{Program, run};
+use xenlight::{Library, Release};
+
+/// A dom0 of files, with a fake hypervisor of its own.
+struct Dom0 {
+    directory: TempDir,
+    host: Host,
+    library: Library,
+    control: Control,
+}
+
+/// How a run of the program ended and what it said.
+struct Ended {
+    code: u8,
+    said: String,
+    took: Duration,
+}
+
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("not poisoned").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Dom0 {
+    /// With these running guests, and these lines in the settings file.
+    fn new(guests: Value, settings: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        for (file, text) in [
+            ("type", "xen\n"),
+            ("uuid", "00000000-0000-0000-0000-000000000000\n"),
+            ("capabilities", "control_d\n"),
+            ("boot_id", "7c9a4a3e-2f0f-4c1b-9f67-0a3f4f0f6a01\n"),
+        ] {
+            fs::write(at(file), text).expect("a file");
+        }
+        for name in ["auto", "lock"] {
+            fs::create_dir(at(name)).expect("a directory");
+        }
+        let text = format!(
+            "XENDOMAINS_AUTO={}\nXENDOMAINS_SAVE={}\nXENDOMAINS_CREATE_USLEEP=0\n{settings}",
+            at("auto").display(),
+            at("save").display()
+        );
+        fs::write(at("settings"), text).expect("a file");
+        let host = Host {
+            settings_files: vec![at("settings")],
+            xl_conf: at("xl.conf"),
+            hypervisor_type: at("type"),
+            hypervisor_uuid: at("uuid"),
+            xen_capabilities: at("capabilities"),
+            boot_id: at("boot_id"),
+            lock_file: at("lock/xendomains.lock"),
+            subsys_dir: at("lock/subsys"),
+            lock_dir: at("lock"),
+            root: true,
+        };
+        let path = fake_libxl::install(directory.path(), "4.17");
+        let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
+        let control = Control::open(&path);
+        control.host(json!({ "domains": guests }));
+        Self { directory, host, library, control }
+    }
+
+    fn run(&self, action: &str) -> Ended {
+        let said = Said::default();
+        let report = Reporter::new(Box::new(said.clone()), Box::new(said.clone()));
+        let cli = Cli::try_parse_from(["xendomains", action]).expect("usage");
+        let open =
+            |verbose: bool| -> Result<Box<dyn xendomains::toolstack::Toolstack>, Box<dyn std::error::Error>> {
+                Ok(Box::new(Libxl::with_library(self.library.clone(), verbose)?))
+            };
+        let begun = Instant::now();
+        let program = Program { host: &self.host, open: &open, report: &report, sleep: &std::thread::sleep };
+        let code = run(&program, &cli).code();
+        let took = begun.elapsed();
+        let said = String::from_utf8(said.0.lock().expect("not poisoned").clone()).expect("UTF-8");
+        Ended { code, said, took }
+    }
+
+    fn auto(&self, name: &str) {
+        let kernel = self.directory.path().join("type");
+        let text = format!("name = \"{name}\"\ntype = \"pvh\"\nkernel = \"{}\"\nmemory = 128\n", kernel.display());
+        fs::write(self.directory.path().join("auto").join(name), text).expect("a file");
+    }
+
+    fn save(&self) -> PathBuf {
+        self.directory.path().join("save")
+    }
+
+    /// What is in the SAVE directory, hidden files too.
+    fn images(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.save()) else { return Vec::new() };
+        let mut names: Vec<_> =
+            entries.map(|e| e.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
+        names.sort();
+        names
+    }
+
+    /// The guests that there are: name, and whether each runs (and is not suspended, shut down or paused).
+    fn guests(&self) -> Vec<(String, bool)> {
+        let state = self.control.state();
+        let mut guests: Vec<_> = state["domains"]
+            .as_object()
+            .expect("domains")
+            .values()
+            .filter(|domain| domain["domid"] != 0)
+            .map(|domain| {
+                let runs = domain["shutdown"].is_null() && domain["paused"] == false;
+                (domain["name"].as_str().unwrap_or("(none)").to_owned(), runs)
+            })
+            .collect();
+        guests.sort();
+        guests
+    }
+
+    /// No guest ran twice, or from an image that was not its last state, and libxl was not misused.
+    fn expect_sound(&self) {
+        let state = self.control.state();
+        assert_eq!(state["violations"], json!([]));
+        assert_eq!(state["refusals"], json!([]));
+    }
+}
+
+fn eight() -> Value {
+    (1..=8).map(|n| json!({"name": format!("g{n}")})).collect()
+}
+
+/// Everything but `g3` was dealt with as usual.
+fn others(names: &[String]) -> Vec<String> {
+    (1..=8).filter(|n| *n != 3).map(|n| format!("g{n}")).filter(|name| names.contains(name)).collect()
+}
+
+#[test]
+fn guests_are_saved_and_come_back_exactly_once() {
+    let dom0 = Dom0::new(eight(), "");
+    let stop = dom0.run("stop");
+    assert_eq!((stop.code, dom0.guests()), (0, vec![]), "{}", stop.said);
+    assert_eq!(dom0.images().len(), 8);
+    let start = dom0.run("start");
+    assert_eq!(start.code, 0, "{}", start.said);
+    assert_eq!(dom0.guests().iter().filter(|(_, runs)| *runs).count(), 8);
+    assert_eq!(dom0.images(), [""; 0]);
+    let again = dom0.run("start");
+    assert_eq!((again.code, dom0.guests().len()), (0, 8), "{}", again.said);
+    dom0.expect_sound();
+}
+
+#[test]
+fn one_of_eight_saves_that_fails_costs_the_others_nothing() {
+    for fault in [
+        json!({"call": "libxl_domain_suspend", "domain": "g3", "start_error": -3}),
+        json!({"call": "libxl_domain_suspend", "domain": "g3", "error": -3, "partial_bytes": 100}),
+        json!({"call": "libxl_domain_suspend", "domain": "g3", "error": -8}),
+        json!({"call": "libxl_domain_suspend", "domain": "g3", "complete": "never", "partial_bytes": 100}),
+        json!({"call": "libxl_retrieve_domain_configuration", "domain": "g3", "error": -16}),
+    ] {
+        let dom0 = Dom0::new(eight(), "XENDOMAINS_STOP_MAXWAIT=2\n");
+        dom0.control.script(fault.clone());
+        let stop = dom0.run("stop");
+        assert_eq!(stop.code, 1, "{fault}: {}", stop.said);
+        assert!(stop.said.contains("g3"), "{fault}: {}", stop.said);
+        // The next step of the chain: it was shut down instead.
+        assert_eq!(dom0.guests(), [], "{fault}: {}", stop.said);
+        let images = dom0.images();
+        assert_eq!(others(&images).len(), 7, "{fault}: {images:?}");
+        assert_eq!(images.len(), 7, "nothing partial is left: {images:?}");
+        assert!(stop.took < Duration::from_secs(30), "{fault}: {:?}", stop.took);
+        dom0.expect_sound();
+    }
+}
+
+#[test]
+fn a_guest_that_is_not_to_be_shut_down_runs_on_after_a_failed_save() {
+    let settings = "XENDOMAINS_STOP_MAXWAIT=1\nXENDOMAINS_SHUTDOWN=\nXENDOMAINS_SHUTDOWN_ALL=\n";
+    let dom0 = Dom0::new(json!([{"name": "web"}]), settings);
+    dom0.control.script(json!({"call": "libxl_domain_suspend", "complete": "never", "partial_bytes": 4096}));
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 1, "{}", stop.said);
+    assert_eq!(dom0.guests(), [("web".to_owned(), true)], "{}", stop.said);
+    assert_eq!(dom0.images(), [""; 0]);
+    dom0.expect_sound();
+}
+
+#[test]
+fn a_guest_that_can_not_be_resumed_is_reported_and_left_alone() {
+    let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}]), "XENDOMAINS_STOP_MAXWAIT=2\n");
+    dom0.control.script(json!([
+        {"call": "libxl_domain_suspend", "domain": "web", "error": -3},
+        {"call": "libxl_domain_resume", "domain": "web", "error": -3},
+    ]));
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 1, "{}", stop.said);
+    assert!(stop.said.contains("web") && stop.said.contains("SUSPENDED"), "{}", stop.said);
+    assert_eq!(dom0.guests(), [("web".to_owned(), false)], "db is done, web is still there: {}", stop.said);
+    let asked = dom0.control.state()["calls"]
+        .as_array()
+        .expect("calls")
+        .iter()
+        .any(|call| call["call"] == "libxl_domain_shutdown" && call["name"] == "web");
+    assert!(!asked, "it can't answer a shutdown request");
+    dom0.expect_sound();
+}
+
+#[test]
+fn a_deaf_guest_takes_its_limit_and_the_others_do_not_wait_for_it() {
+    let mut guests = eight();
+    guests[2]["guest"] = json!({"shutdown": "ignore"});
+    let settings = "XENDOMAINS_SAVE=\nXENDOMAINS_STOP_MAXWAIT=1\nXENDOMAINS_SHUTDOWN_ALL=\n";
+    let dom0 = Dom0::new(guests, settings);
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 1, "{}", stop.said);
+    assert_eq!(dom0.guests(), [("g3".to_owned(), true)], "{}", stop.said);
+    assert!(stop.took < Duration::from_secs(10), "{:?}", stop.took);
+}
+
+#[test]
+fn a_request_that_went_unanswered_is_repeated() {
+    // The first request times out, as when the guest is still booting; the second is obeyed.
+    let dom0 = Dom0::new(json!([{"name": "web"}]), "XENDOMAINS_SAVE=\n");
+    dom0.control.script(json!({"call": "libxl_domain_shutdown", "nth": 1, "error": -9, "delay_ms": 50}));
+    let stop = dom0.run("stop");
+    assert_eq!((stop.code, dom0.guests()), (0, vec![]), "{}", stop.said);
+}
+
+#[test]
+fn a_guest_without_pv_drivers_gets_the_power_button() {
+    let guests = json!([{"name": "win", "type": "hvm", "guest": {"pv_drivers": false}}]);
+    let dom0 = Dom0::new(guests, "XENDOMAINS_SAVE=\n");
+    let stop = dom0.run("stop");
+    assert_eq!((stop.code, dom0.guests()), (0, vec![]), "{}", stop.said);
+    let pressed = dom0.control.state()["calls"]
+        .as_array()
+        .expect("calls")
+        .iter()
+        .any(|call| call["call"] == "libxl_send_trigger");
+    assert!(pressed);
+}
+
+#[test]
+fn a_broken_restore_keeps_the_image_and_starts_nothing_over_it() {
+    for fault in [
+        json!({"call": "libxl_domain_create_restore", "nth": 1, "error": -3}),
+        json!({"call": "libxl_domain_create_restore", "nth": 1, "start_error": -6}),
+        json!({"call": "libxl_domain_unpause", "nth": 1, "error": -3}),
+    ] {
+        let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}]), "XENDOMAINS_START_JOBS=1\n");
+        dom0.auto("web");
+        dom0.auto("db");
+        assert_eq!(dom0.run("stop").code, 0);
+        assert_eq!(dom0.images(), ["db", "web"]);
+        dom0.control.script(fault.clone());
+        let start = dom0.run("start");
+        assert_eq!(start.code, 1, "{fault}: {}", start.said);
+        // db was first, and failed; its image is where it was.
+        assert_eq!(dom0.guests(), [("web".to_owned(), true)], "{fault}: {}", start.said);
+        assert_eq!(dom0.images(), ["db"], "{fault}");
+        // The next start finds nothing wrong any more.
+        let again = dom0.run("start");
+        assert_eq!(again.code, 0, "{fault}: {}", again.said);
+        assert_eq!(dom0.guests().len(), 2);
+        assert_eq!(dom0.images(), [""; 0]);
+        dom0.expect_sound();
+    }
+}
+
+#[test]
+fn a_creation_that_fails_leaves_no_half_made_domain() {
+    let dom0 = Dom0::new(json!([]), "");
+    for name in ["a", "b", "c"] {
+        dom0.auto(name);
+    }
+    dom0.control.script(json!({"call": "libxl_domain_create_new", "nth": 2, "error": -3,
+                               "log": [{"level": 8, "text": "no bridge xenbr7"}]}));
+    let start = dom0.run("start");
+    assert_eq!(start.code, 1, "{}", start.said);
+    assert!(start.said.contains("b:") && start.said.contains("no bridge xenbr7"), "{}", start.said);
+    assert_eq!(dom0.guests(), [("a".to_owned(), true), ("c".to_owned(), true)]);
+}
+
+#[test]
+fn a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host() {
+    let dom0 = Dom0::new(json!([{"name": "web"}]), "");
+    dom0.control.script(json!({"call": "libxl_list_domain", "start_error": -3}));
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 1, "{}", stop.said);
+    let status = dom0.run("status");
+    assert_eq!(status.code, 4, "{}", status.said);
+    let dom0 = Dom0::new(json!([{"name": "web"}]), "");
+    dom0.control.script(json!({"call": "libxl_ctx_alloc", "start_error": -3}));
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 5, "{}", stop.said);
+}
+
+#[test]
+fn a_disaster_in_the_middle_of_a_stop_ends_it_with_an_error() {
+    let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}]), "");
+    dom0.control.script(json!({"call": "libxl_domain_suspend", "domain": "web", "disaster": "xenstored is gone",
+                               "complete": "never"}));
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 1, "{}", stop.said);
+    assert!(stop.said.contains("xenstored is gone"), "{}", stop.said);
+    assert!(stop.took < Duration::from_secs(30), "{:?}", stop.took);
+}
+
+#[test]
+fn migrations_stub_domains_and_xenstore_domains_are_not_touched() {
+    let guests = json!([
+        {"name": "web--migratedaway", "shutdown": 2}, {"name": "db--incoming", "paused": true},
+        {"name": "Xenstore", "never_stop": true}, {"name": "win"}, {"name": "win-dm", "stubdom_of": 4},
+    ]);
+    let dom0 = Dom0::new(guests, "XENDOMAINS_SAVE=\n");
+    let stop = dom0.run("stop");
+    let left: Vec<String> = dom0.guests().into_iter().map(|(name, _)| name).collect();
+    for kept in ["web--migratedaway", "db--incoming", "Xenstore", "win-dm"] {
+        assert!(left.iter().any(|name| name == kept), "{kept} is gone: {left:?}\n{}", stop.said);
+    }
+    assert!(!left.iter().any(|name| name == "win"), "{left:?}");
+}

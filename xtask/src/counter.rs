@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::lab::{Host, console_log, quote};
 
@@ -15,11 +15,11 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// It has not counted yet.
 pub fn last(host: &Host, name: &str) -> Result<u64> {
     let log = console(host, name)?;
-    let start = format!("{name} tick ");
-    log.lines()
-        .rev()
-        .find_map(|line| line.trim().strip_prefix(&start)?.parse().ok())
-        .with_context(|| format!("{name} has not counted yet"))
+    log.lines().rev().find_map(|line| count_in(line, name)).with_context(|| format!("{name} has not counted yet"))
+}
+
+fn count_in(line: &str, name: &str) -> Option<u64> {
+    line.trim().strip_prefix(name)?.strip_prefix(" tick ")?.parse().ok()
 }
 
 /// How often a guest has booted.
@@ -43,15 +43,7 @@ pub fn console(host: &Host, name: &str) -> Result<String> {
 /// # Errors
 /// It does not within three minutes.
 pub fn wait(host: &Host, name: &str, count: u64) -> Result<()> {
-    // tail follows by inotify; awk ends at the first line that will do.
-    let watch = format!(
-        "awk '$2 == \"tick\" && $3 + 0 >= {count} {{ found = 1; exit }} END {{ exit !found }}' \
-         < <(exec tail -n +1 -F {} 2>/dev/null)",
-        quote(&console_log(name))
-    );
-    let limit = PATIENCE.as_secs();
-    if !host.run(&format!("timeout {limit} bash -c {}", quote(&watch)))?.success() {
-        bail!("{name} did not count to {count} within {limit} s; its console:\n{}", console(host, name)?);
-    }
+    let counted = |line: &str| count_in(line, name).is_some_and(|n| n >= count);
+    host.wait_for_line(&console_log(name), counted, PATIENCE)?;
     Ok(())
 }

@@ -12,6 +12,9 @@ use crate::progress;
 /// The mirror of a machine that says nothing about its own.
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
+/// What [`mmdebstrap`] needs.
+pub const FOR_UNPACKING: &[(&str, &str)] = &[("mmdebstrap", "mmdebstrap")];
+
 /// Makes sure that every program is there, and installs the Debian package of those that are not.
 ///
 /// # Errors

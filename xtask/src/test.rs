@@ -121,11 +121,10 @@ fn xen_headers(workspace: &Path, release: Release) -> Result<PathBuf> {
     let root = headers.join(format!("{suite}-{key}"));
     cache::folder(&root, |part| {
         progress::step(&format!("unpacking the headers of Xen {release}"), || {
-            packages::need(&[("mmdebstrap", "mmdebstrap")], &headers.join("install.log"))?;
+            packages::need(packages::FOR_UNPACKING, &headers.join("install.log"))?;
             exec::logged(
-                Command::new("mmdebstrap")
-                    .args(["--variant=extract", "--format=directory", "--include=libxen-dev"])
-                    .args(packages::proxy_options()?)
+                packages::mmdebstrap()?
+                    .args(["--variant=extract", "--include=libxen-dev"])
                     .arg(suite)
                     .arg(part)
                     .args(Mirror::of_this_machine()?.sources(suite, false)),

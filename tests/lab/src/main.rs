@@ -8,14 +8,17 @@
 mod bench;
 mod scenarios;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use xtask::lab::{Lab, Release};
+use xtask::lab::{Host, Lab, Release};
 
 use bench::Bench;
+use scenarios::Scenario;
 
 struct Arguments {
     program: PathBuf,
@@ -41,42 +44,73 @@ fn arguments() -> Result<Arguments> {
     Ok(Arguments { program, release, filters })
 }
 
+/// Hosts at work at the same time. QEMU emulates each in one thread.
+const HOSTS: usize = 2;
+
+/// The scenarios that are left to do, and what became of those that are done.
+struct Queue {
+    waiting: Mutex<Vec<&'static (&'static str, Scenario)>>,
+    passed: AtomicUsize,
+    failed: Mutex<Vec<&'static str>>,
+}
+
+impl Queue {
+    /// Does scenarios on this host until none is left.
+    fn work(&self, host: &mut Host, program: &Path) {
+        loop {
+            // The guard is gone before the scenario begins.
+            let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((name, scenario)) = next else { return };
+            let started = Instant::now();
+            let outcome = host
+                .reset()
+                .and_then(|()| Bench::install(host, program))
+                .and_then(|bench| scenario(&bench).map_err(|e| e.context(bench.transcript())));
+            let seconds = started.elapsed().as_secs_f32();
+            match outcome {
+                Ok(()) => {
+                    self.passed.fetch_add(1, Ordering::Relaxed);
+                    println!("test {name} ... ok ({seconds:.1} s)");
+                }
+                Err(e) => {
+                    println!("test {name} ... FAILED ({seconds:.1} s)\n{e:?}");
+                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+                }
+            }
+        }
+    }
+}
+
 fn run() -> Result<bool> {
     let arguments = arguments()?;
     let workspace = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     let lab = Lab::open(&workspace)?;
-    let name = format!("test-{}", arguments.release);
-    let mut host = lab.host(&name.replace('.', "-"), arguments.release)?.up()?;
-    let (mut passed, mut failed) = (0, Vec::new());
-    for (name, scenario) in scenarios::ALL {
-        if !arguments.filters.is_empty() && !arguments.filters.iter().any(|f| name.contains(f.as_str())) {
-            continue;
-        }
-        let started = Instant::now();
-        let outcome = host
-            .reset()
-            .and_then(|()| Bench::install(&host, &arguments.program))
-            .and_then(|bench| scenario(&bench).map_err(|e| e.context(bench.transcript())));
-        let seconds = started.elapsed().as_secs_f32();
-        match outcome {
-            Ok(()) => {
-                passed += 1;
-                println!("test {name} ... ok ({seconds:.1} s)");
-            }
-            Err(e) => {
-                println!("test {name} ... FAILED ({seconds:.1} s)\n{e:?}");
-                failed.push(*name);
-            }
-        }
-    }
-    host.down()?;
-    if passed + failed.len() == 0 {
+    let wanted =
+        |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|f| name.contains(f.as_str()));
+    let waiting: Vec<_> = scenarios::ALL.iter().rev().filter(|(name, _)| wanted(name)).collect();
+    if waiting.is_empty() {
         bail!("no scenario has a name like that");
     }
+    let mut hosts = Vec::new();
+    for number in 1..=HOSTS.min(waiting.len()) {
+        let name = format!("test-{}-{number}", arguments.release.to_string().replace('.', "-"));
+        hosts.push(lab.host(&name, arguments.release)?.up()?);
+    }
+    let queue =
+        Queue { waiting: Mutex::new(waiting), passed: AtomicUsize::new(0), failed: Mutex::new(Vec::new()) };
+    std::thread::scope(|scope| {
+        for host in &mut hosts {
+            scope.spawn(|| queue.work(host, &arguments.program));
+        }
+    });
+    for host in hosts {
+        host.down()?;
+    }
+    let failed = queue.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     for name in &failed {
         println!("failed: {name}");
     }
-    println!("{passed} passed, {} failed", failed.len());
+    println!("{} passed, {} failed", queue.passed.into_inner(), failed.len());
     Ok(failed.is_empty())
 }
 

@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use crate::bench::{Bench, Kind, PROGRAM, expect, xl_cfg};
 
-type Scenario = fn(&Bench<'_>) -> Result<()>;
+/// What a scenario is: a host to work on, and an error when it is not as it should be.
+pub type Scenario = fn(&Bench<'_>) -> Result<()>;
 
 /// All of them, by the name that is printed.
 pub const ALL: &[(&str, Scenario)] = &[

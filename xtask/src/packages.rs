@@ -7,13 +7,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::exec;
+use crate::lab::cache;
 use crate::progress;
 
 /// The mirror of a machine that says nothing about its own.
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
-
-/// What [`mmdebstrap`] needs.
-pub const FOR_UNPACKING: &[(&str, &str)] = &[("mmdebstrap", "mmdebstrap")];
 
 /// Makes sure that every program is there, and installs the Debian package of those that are not.
 ///
@@ -135,6 +133,28 @@ pub fn mmdebstrap() -> Result<Command> {
         .args(["mmdebstrap", "--mode=unshare", "--format=directory"])
         .args(proxy_options()?);
     Ok(command)
+}
+
+/// Gives a folder with these packages of a suite and all that they need, unpacked and not installed. Nothing is done if it
+/// is there.
+///
+/// # Errors
+/// The packages can't be had.
+pub fn unpack(packages: &str, suite: &str, target: &Path, log: &Path) -> Result<()> {
+    cache::folder(target, |part| {
+        need(&[("mmdebstrap", "mmdebstrap")], log)?;
+        progress::step(&format!("unpacking {packages} of {suite}"), || {
+            exec::logged(
+                mmdebstrap()?
+                    .arg("--variant=extract")
+                    .arg(format!("--include={packages}"))
+                    .arg(suite)
+                    .arg(part)
+                    .args(Mirror::of_this_machine()?.sources(suite, false)),
+                log,
+            )
+        })
+    })
 }
 
 /// The machine's apt proxy settings as `--aptopt` arguments of mmdebstrap, which has a configuration of its own.

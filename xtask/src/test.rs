@@ -9,9 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::lab::{Release, cache};
-use crate::packages::{self, Mirror};
+use crate::packages;
 use crate::program::{self, cargo};
-use crate::{exec, progress};
 
 /// Raise when the way of unpacking changes.
 const HEADERS_FORMAT: &str = "1";
@@ -119,19 +118,7 @@ fn xen_headers(workspace: &Path, release: Release) -> Result<PathBuf> {
     let key = cache::Key::default().with("format", HEADERS_FORMAT).with("suite", suite).finish();
     let headers = workspace.join("target/headers");
     let root = headers.join(format!("{suite}-{key}"));
-    cache::folder(&root, |part| {
-        progress::step(&format!("unpacking the headers of Xen {release}"), || {
-            packages::need(packages::FOR_UNPACKING, &headers.join("install.log"))?;
-            exec::logged(
-                packages::mmdebstrap()?
-                    .args(["--variant=extract", "--include=libxen-dev"])
-                    .arg(suite)
-                    .arg(part)
-                    .args(Mirror::of_this_machine()?.sources(suite, false)),
-                &headers.join(format!("{suite}.log")),
-            )
-        })
-    })?;
+    packages::unpack("libxen-dev", suite, &root, &headers.join(format!("{suite}.log")))?;
     Ok(root)
 }
 

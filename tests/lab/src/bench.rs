@@ -69,6 +69,17 @@ impl<'h> Bench<'h> {
         Ok(self.run(command)?.check()?.stdout)
     }
 
+    /// A file's text, kept out of the transcript.
+    pub fn read(&self, path: &str) -> Result<String> {
+        Ok(self.host.run(&format!("cat {}", quote(path)))?.check()?.stdout)
+    }
+
+    /// Whether a guest's kernel has died: the emulator loses the state of a PVH guest now and then.
+    pub fn guest_died(&self) -> Result<bool> {
+        let signs = "grep -qs 'Kernel panic' /var/log/xen/console/* || xl dmesg | grep -q 'Triple fault'";
+        Ok(self.host.run(signs)?.success())
+    }
+
     /// Runs the program; it must end with `code`. Gives standard output and standard error together.
     pub fn xendomains(&self, arguments: &str, code: i32) -> Result<String> {
         let output = self.run(&format!("{PROGRAM} {arguments}"))?;

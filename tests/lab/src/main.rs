@@ -62,23 +62,45 @@ impl Queue {
             let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some((name, scenario)) = next else { return };
             let started = Instant::now();
-            let outcome = host
-                .reset()
-                .and_then(|()| Bench::install(host, program))
-                .and_then(|bench| scenario(&bench).map_err(|e| e.context(bench.transcript())));
+            let mut outcome = attempt(host, program, scenario);
+            for again in 1..ATTEMPTS {
+                let Err(Failure { guest_died: true, .. }) = &outcome else { break };
+                println!("test {name}: a guest's kernel died, which the emulator brings about; again ({again})");
+                outcome = attempt(host, program, scenario);
+            }
             let seconds = started.elapsed().as_secs_f32();
             match outcome {
                 Ok(()) => {
                     self.passed.fetch_add(1, Ordering::Relaxed);
                     println!("test {name} ... ok ({seconds:.1} s)");
                 }
-                Err(e) => {
-                    println!("test {name} ... FAILED ({seconds:.1} s)\n{e:?}");
+                Err(failure) => {
+                    println!("test {name} ... FAILED ({seconds:.1} s)\n{:?}", failure.error);
                     self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(name);
                 }
             }
         }
     }
+}
+
+/// How often a scenario may be tried in which a guest's kernel dies. It dies at random under emulation; when it is our
+/// fault, it does so every time.
+const ATTEMPTS: usize = 3;
+
+struct Failure {
+    error: anyhow::Error,
+    guest_died: bool,
+}
+
+/// One scenario on a fresh host.
+fn attempt(host: &mut Host, program: &Path, scenario: &Scenario) -> Result<(), Failure> {
+    let unusable = |error| Failure { error, guest_died: false };
+    host.reset().map_err(unusable)?;
+    let bench = Bench::install(host, program).map_err(unusable)?;
+    scenario(&bench).map_err(|error| {
+        let guest_died = bench.guest_died().unwrap_or(false);
+        Failure { error: error.context(bench.transcript()), guest_died }
+    })
 }
 
 fn run() -> Result<bool> {

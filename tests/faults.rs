@@ -207,6 +207,19 @@ fn a_guest_that_is_not_to_be_shut_down_runs_on_after_a_failed_save() {
 }
 
 #[test]
+fn a_guest_that_suspends_after_the_save_was_given_up_is_resumed_too() {
+    let settings = "XENDOMAINS_STOP_MAXWAIT=1\nXENDOMAINS_SHUTDOWN=\nXENDOMAINS_SHUTDOWN_ALL=\n";
+    let guests = json!([{"name": "web", "guest": {"suspend_ms": 2500}}]);
+    let dom0 = Dom0::new(guests, settings);
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 1, "{}", stop.said);
+    let took = stop.took.as_millis();
+    assert!((2400..20_000).contains(&took), "waited for the suspend and no longer: {took} ms");
+    assert_eq!(dom0.guests(), [("web".to_owned(), true)], "{}", stop.said);
+    dom0.expect_sound();
+}
+
+#[test]
 fn a_guest_that_can_not_be_resumed_is_reported_and_left_alone() {
     let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}]), "XENDOMAINS_STOP_MAXWAIT=2\n");
     dom0.control.script(json!([

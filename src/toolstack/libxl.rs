@@ -21,6 +21,9 @@ use crate::image::{Image, NewImage};
 /// stuck, and the guest is reported instead of waited for.
 const ABORT_GRACE: Duration = Duration::from_secs(60);
 
+/// How long a guest that has been asked to suspend may still do so after the save was aborted: libxl's own limit.
+const LATE_SUSPEND: Duration = Duration::from_secs(60);
+
 /// Why libxl can't be used on this host.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -103,6 +106,16 @@ impl Libxl {
             }
             error
         })
+    }
+
+    /// After an abort the guest may be on its way into the suspend that it was asked for, which can't be taken back: it
+    /// would stay suspended for ever. Waits until it has got there (or has ended).
+    fn await_late_suspend(&self, domain: &Domain, events: &DomainEvents) {
+        let suspended = self.context.info(domain.domid).is_ok_and(|info| info.shutdown.is_some());
+        if !suspended {
+            // Any end will do: what it was is looked at afterwards. So is a failure to wait.
+            let _ = events.next_until(Some(Instant::now() + LATE_SUSPEND));
+        }
     }
 
     /// Lets a guest run on after a failed save. libxl refuses, and changes nothing, when it was never suspended.
@@ -303,9 +316,17 @@ impl Toolstack for Libxl {
             timed_out: false,
             left_suspended: false,
         })?;
-        let save = self.context.save(domain.domid, stream.into(), SaveFlags::default());
+        let events = self.context.domain_events();
+        let save = events
+            .watch(domain.domid, domain.uuid)
+            .and_then(|()| self.context.save(domain.domid, stream.into(), SaveFlags::default()));
         let (outcome, timed_out) = within(save, deadline);
-        outcome.map(drop).map_err(|e| self.resume_after(domain.domid, Error { timed_out, ..failed(ACTION, &e) }))
+        outcome.map(drop).map_err(|e| {
+            if timed_out {
+                self.await_late_suspend(domain, &events);
+            }
+            self.resume_after(domain.domid, Error { timed_out, ..failed(ACTION, &e) })
+        })
     }
 
     fn resume(&self, domid: Domid) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use crate::script::{Complete, Point, Rule};
 use crate::world::Image;
 use serde_json::{Value, json};
 use std::os::fd::RawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LIBXL_IDENT: &[u8; 8] = b"LibxlFmt";
 const LIBXL_VERSION: u32 = 2;
@@ -170,7 +170,13 @@ fn suspend_guest(domid: u32, cancel: &Cancel) -> Result<(), Stop> {
     }
     let obeys = domain.guest.suspend != "ignore" && !domain.paused;
     let time = if obeys { domain.guest.suspend_ms } else { domain.guest.timeout_ms };
+    let asked = Instant::now();
     if cancel.wait(Some(Duration::from_millis(time))) {
+        if obeys && domain.guest.suspend == "ok" {
+            // The guest does not hear of the abort: it does what it was asked for.
+            let left = Duration::from_millis(time).saturating_sub(asked.elapsed());
+            world(|w| w.later(u64::try_from(left.as_millis()).unwrap_or(u64::MAX), domid, "suspend"));
+        }
         return Err(Stop::Aborted);
     }
     if !obeys {

@@ -437,6 +437,7 @@ impl World {
                 true
             }
             "poweroff" => self.shut(domid, reason::POWEROFF),
+            "suspend" => self.shut(domid, reason::SUSPEND),
             "reboot" => self.shut(domid, reason::REBOOT),
             "crash" => self.shut(domid, reason::CRASH),
             "watchdog" => self.shut(domid, reason::WATCHDOG),

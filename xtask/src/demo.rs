@@ -44,7 +44,9 @@ pub fn run(workspace: &Path) -> Result<()> {
     println!("\nThe guests' consoles from there on:");
     for (name, tick) in GUESTS.iter().zip(&before) {
         counter::wait(&host, name, tick + 2)?;
-        show(&host, &format!("grep -A 2 '{name} tick {tick}\\b' {} | head -n 3", console_log(name)))?;
+        // The first count is line 1.
+        let lines = format!("{tick},{}p", tick + 2);
+        show(&host, &format!("grep '{name} tick' {} | sed -n {lines}", console_log(name)))?;
         ensure!(counter::boots(&host, name)? == 1, "{name} was started anew instead of going on");
     }
     println!(

@@ -1,6 +1,6 @@
 //! What the developer's commands (`cargo xtask …`) are made of.
 //!
-//! [`lab`] gives a real Xen host in QEMU; [`demo`] and [`test`] are what is done with it.
+//! [`lab`] gives a real Xen host in QEMU; [`demo`] and [`mod@test`] are what is done with it.
 
 pub mod counter;
 pub mod demo;

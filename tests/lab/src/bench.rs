@@ -80,8 +80,13 @@ impl<'h> Bench<'h> {
         if self.transcript.borrow().contains("console tty: timed out") {
             return Ok(Some("dom0's console daemon was slower than libxl waits"));
         }
-        let signs = "grep -qs 'Kernel panic' /var/log/xen/console/* || xl dmesg | grep -q 'Triple fault'";
-        Ok(self.host.run(signs)?.success().then_some("a guest's kernel died"))
+        let died = "grep -qs 'Kernel panic' /var/log/xen/console/* || xl dmesg | grep -q 'Triple fault'";
+        if self.host.run(died)?.success() {
+            return Ok(Some("a guest's kernel died"));
+        }
+        // The guests only count: booting costs them less than twenty seconds, and then next to nothing.
+        let spins = "xl list | awk 'NR > 2 && $NF > 60 { found = 1 } END { exit !found }'";
+        Ok(self.host.run(spins)?.success().then_some("a guest's kernel hangs"))
     }
 
     /// Runs the program; it must end with `code`. Gives standard output and standard error together.
@@ -110,9 +115,12 @@ impl<'h> Bench<'h> {
         Ok(())
     }
 
-    /// Writes the settings file: no pauses, and these lines.
+    /// Writes the settings file: no pauses, a limit that a test can wait for, and these lines.
     pub fn settings(&self, lines: &str) -> Result<()> {
-        self.write("/etc/default/xendomains", &format!("XENDOMAINS_CREATE_USLEEP=0\n{lines}"))
+        self.write(
+            "/etc/default/xendomains",
+            &format!("XENDOMAINS_CREATE_USLEEP=0\nXENDOMAINS_STOP_MAXWAIT=90\n{lines}"),
+        )
     }
 
     /// Puts guests into the directory of guests to start.

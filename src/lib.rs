@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cli::{Cli, Command};
-use guest_config::{GuestConfig, XlConf};
+use guest_config::{GuestConfig, XenHost, XlConf};
 use host::Host;
 use lifecycle::{Purpose, Run};
 use lock::Lock;
@@ -73,15 +73,15 @@ impl Program<'_> {
             }
             return Err(self.refuse(&self.no_settings_file(), Exit::Settings));
         };
-        let xl_conf = self.xl_conf(starts)?;
-        self.refuse_all(&lifecycle::unsupported_in_auto(&settings, &xl_conf), Exit::Settings)?;
+        let xen_host = self.xen_host(starts)?;
+        self.refuse_all(&lifecycle::unsupported_in_auto(&settings, &xen_host), Exit::Settings)?;
         let _lock =
             Lock::acquire(&self.host.lock_file).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
         let run = Run {
             host: self.host,
             settings: &settings,
-            xl_conf: &xl_conf,
+            xen_host: &xen_host,
             toolstack: &*toolstack,
             report: self.report,
             sleep: self.sleep,
@@ -106,12 +106,12 @@ impl Program<'_> {
             self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
             Settings::defaults()
         });
-        let xl_conf = XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
+        let xen_host = XenHost::of(XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
             self.report.warn(&error.to_string());
             XlConf::default()
-        });
+        }));
         let toolstack = self.toolstack(cli.verbose, Exit::Unknown)?;
-        let overview = lifecycle::overview(&settings, &xl_conf, &*toolstack, self.report)
+        let overview = lifecycle::overview(&settings, &xen_host, &*toolstack, self.report)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Unknown))?;
         let answer = if json { overview.json() } else { overview.table() };
         self.answer(&answer, Exit::Unknown)?;
@@ -121,8 +121,8 @@ impl Program<'_> {
     fn config(&self, file: &Path) -> Ended {
         let xl_conf =
             XlConf::read(&self.host.xl_conf).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let guest =
-            GuestConfig::read(file, &xl_conf).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
+        let guest = GuestConfig::read(file, &XenHost::of(xl_conf))
+            .map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         for warning in &guest.warnings {
             self.report.warn(&warning.to_string());
         }
@@ -150,16 +150,16 @@ impl Program<'_> {
     }
 
     /// A broken xl.conf keeps guests from being started, as it does with `xl create`, but never from being stopped.
-    fn xl_conf(&self, starts: bool) -> Result<XlConf, Exit> {
+    fn xen_host(&self, starts: bool) -> Result<XenHost, Exit> {
         match XlConf::read(&self.host.xl_conf) {
             Ok(xl_conf) => {
                 xl_conf.warnings.iter().for_each(|warning| self.report.warn(&warning.to_string()));
-                Ok(xl_conf)
+                Ok(XenHost::of(xl_conf))
             }
             Err(error) if starts => Err(self.refuse(&error.to_string(), Exit::Settings)),
             Err(error) => {
                 self.report.warn(&error.to_string());
-                Ok(XlConf::default())
+                Ok(XenHost::default())
             }
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::{Error, GuestConfig, XlConf};
+use super::{Error, GuestConfig, XenHost};
 
 /// What a file of the directory is.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ pub(crate) fn leftover(name: &OsStr) -> Option<&'static str> {
 ///
 /// Guests come first, in the order in which they are to be started: by the `order` that their file gives, those
 /// without one last, and by file name. Then comes what is skipped, by file name.
-pub fn scan(directory: &Path, global: &XlConf) -> Result<Vec<AutoEntry>, ScanError> {
+pub fn scan(directory: &Path, host: &XenHost) -> Result<Vec<AutoEntry>, ScanError> {
     let path = || directory.to_owned();
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ScanError::Missing { path: path() },
@@ -128,7 +128,7 @@ pub fn scan(directory: &Path, global: &XlConf) -> Result<Vec<AutoEntry>, ScanErr
     let mut by_uuid: HashMap<Uuid, PathBuf> = HashMap::new();
     for name in names {
         let path = directory.join(&name);
-        match look_at(&path, &name, global) {
+        match look_at(&path, &name, host) {
             Ok(guest) => {
                 let duplicate = if let Some(first) = by_name.get(&guest.name) {
                     Some((format!("the guest's name, {},", guest.name), first))
@@ -152,7 +152,7 @@ pub fn scan(directory: &Path, global: &XlConf) -> Result<Vec<AutoEntry>, ScanErr
     Ok(guests.into_iter().map(AutoEntry::Guest).chain(skipped).collect())
 }
 
-fn look_at(path: &Path, name: &OsStr, global: &XlConf) -> Result<GuestConfig, SkipReason> {
+fn look_at(path: &Path, name: &OsStr, host: &XenHost) -> Result<GuestConfig, SkipReason> {
     if name.as_bytes().starts_with(b".") {
         return Err(SkipReason::Hidden);
     }
@@ -167,7 +167,7 @@ fn look_at(path: &Path, name: &OsStr, global: &XlConf) -> Result<GuestConfig, Sk
     if let Some(suffix) = leftover(name) {
         return Err(SkipReason::Leftover(suffix));
     }
-    GuestConfig::read(path, global).map_err(SkipReason::Unusable)
+    GuestConfig::read(path, host).map_err(SkipReason::Unusable)
 }
 
 #[cfg(test)]
@@ -182,7 +182,7 @@ mod tests {
     /// The names of guests in order, and `file: reason` for what is skipped.
     fn shown(directory: &Path) -> (Vec<String>, Vec<String>) {
         let (mut guests, mut skipped) = (Vec::new(), Vec::new());
-        for entry in scan(directory, &XlConf::default()).unwrap() {
+        for entry in scan(directory, &XenHost::default()).unwrap() {
             match entry {
                 AutoEntry::Guest(guest) => {
                     assert!(skipped.is_empty());
@@ -276,10 +276,10 @@ mod tests {
     fn the_directory_itself() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(shown(directory.path()), (vec![], vec![]));
-        let missing = scan(&directory.path().join("no"), &XlConf::default());
+        let missing = scan(&directory.path().join("no"), &XenHost::default());
         assert!(matches!(missing, Err(ScanError::Missing { .. })));
         fs::write(directory.path().join("file"), "").unwrap();
-        let file = scan(&directory.path().join("file"), &XlConf::default());
+        let file = scan(&directory.path().join("file"), &XenHost::default());
         assert!(matches!(file, Err(ScanError::NotADirectory { .. })));
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::keys::Keys;
 use super::syntax;
 use super::table::{Field, KEYS, Key, Place, Rule};
-use super::xl_conf::XlConf;
+use super::xen_host::XenHost;
 use super::{Error, UnknownKey, defbool, per_guest, rules, table};
 
 /// A set of guest types.
@@ -28,7 +28,7 @@ impl Types {
 /// A configuration under construction.
 pub(super) struct Mapping<'a> {
     pub(super) keys: &'a mut Keys,
-    pub(super) global: &'a XlConf,
+    pub(super) host: &'a XenHost,
     /// What kind of guest it is, one of [`Types`].
     pub(super) kind: Types,
     /// The configuration, in the shape of libxl's JSON.
@@ -36,8 +36,8 @@ pub(super) struct Mapping<'a> {
 }
 
 /// Builds the configuration of a guest.
-pub(super) fn build(keys: &mut Keys, global: &XlConf) -> Result<Map<String, Value>, Error> {
-    let mut mapping = Mapping { keys, global, kind: Types::PV, root: Map::new() };
+pub(super) fn build(keys: &mut Keys, host: &XenHost) -> Result<Map<String, Value>, Error> {
+    let mut mapping = Mapping { keys, host, kind: Types::PV, root: Map::new() };
     for key in KEYS {
         mapping.apply(key)?;
     }
@@ -226,10 +226,10 @@ impl Mapping<'_> {
             "vm.pv.cpumask" => self.kind == Types::PV,
             _ => true,
         };
-        match self.global.masks.iter().find(|mask| applies(mask.key)) {
+        match self.host.xl_conf.masks.iter().find(|mask| applies(mask.key)) {
             None => Ok(()),
             Some(mask) => Err(Error::Key {
-                path: Path::new(&self.global.path).to_owned(),
+                path: Path::new(&self.host.xl_conf.path).to_owned(),
                 line: mask.line,
                 key: mask.key.to_owned(),
                 message: "CPU masks for all guests are not supported yet".to_owned(),

@@ -18,6 +18,7 @@ mod rules;
 mod syntax;
 mod table;
 mod vif;
+mod xen_host;
 mod xl_conf;
 
 use std::fmt;
@@ -29,6 +30,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 pub use per_guest::{PerGuest, StopAction};
+pub use xen_host::{Cpus, XenHost};
 pub use xl_conf::{Autoballoon, XlConf};
 
 /// Files longer than this are not read: they are no configuration.
@@ -145,15 +147,15 @@ pub struct GuestConfig {
 }
 
 impl GuestConfig {
-    /// Reads a guest's file. `global` is the host's xl.conf.
-    pub fn read(path: &Path, global: &XlConf) -> Result<Self, Error> {
-        Self::parse(path, &read_file(path)?, global)
+    /// Reads a guest's file. `host` is the host that the guest is for.
+    pub fn read(path: &Path, host: &XenHost) -> Result<Self, Error> {
+        Self::parse(path, &read_file(path)?, host)
     }
 
     /// Reads the text of a guest's file; `path` is for messages.
-    pub fn parse(path: &Path, text: &[u8], global: &XlConf) -> Result<Self, Error> {
+    pub fn parse(path: &Path, text: &[u8], host: &XenHost) -> Result<Self, Error> {
         let mut keys = keys::Keys::parse(path, text)?;
-        let json = Value::Object(mapping::build(&mut keys, global)?);
+        let json = Value::Object(mapping::build(&mut keys, host)?);
         let per_guest = PerGuest::read(&mut keys)?;
         let created = |field: &str| json["c_info"][field].as_str().unwrap_or_default();
         let name = created("name").to_owned();

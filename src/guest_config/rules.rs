@@ -65,9 +65,9 @@ pub(super) fn guest_type(m: &mut Mapping<'_>) -> Done {
         _ => "pv",
     };
     m.put(Field(Place::Create, "type"), word);
-    m.put(Field(Place::Create, "run_hotplug_scripts"), defbool(m.global.run_hotplug_scripts));
-    m.put(Field(Place::Build, "claim_mode"), defbool(m.global.claim_mode));
-    if let Some(device) = &m.global.blkdev_start {
+    m.put(Field(Place::Create, "run_hotplug_scripts"), defbool(m.host.xl_conf.run_hotplug_scripts));
+    m.put(Field(Place::Build, "claim_mode"), defbool(m.host.xl_conf.claim_mode));
+    if let Some(device) = &m.host.xl_conf.blkdev_start {
         m.put(Field(Place::Build, "blkdev_start"), device.as_str());
     }
     Ok(())
@@ -166,17 +166,17 @@ fn grant_limit(m: &mut Mapping<'_>, key: &'static str, global: Option<u32>) -> D
 
 /// `max_grant_frames`
 pub(super) fn max_grant_frames(m: &mut Mapping<'_>) -> Done {
-    grant_limit(m, "max_grant_frames", m.global.max_grant_frames)
+    grant_limit(m, "max_grant_frames", m.host.xl_conf.max_grant_frames)
 }
 
 /// `max_maptrack_frames`
 pub(super) fn max_maptrack_frames(m: &mut Mapping<'_>) -> Done {
-    grant_limit(m, "max_maptrack_frames", m.global.max_maptrack_frames)
+    grant_limit(m, "max_maptrack_frames", m.host.xl_conf.max_maptrack_frames)
 }
 
 /// `max_grant_version`
 pub(super) fn max_grant_version(m: &mut Mapping<'_>) -> Done {
-    grant_limit(m, "max_grant_version", m.global.max_grant_version)
+    grant_limit(m, "max_grant_version", m.host.xl_conf.max_grant_version)
 }
 
 /// `on_poweroff` and its kind.
@@ -279,7 +279,7 @@ pub(super) fn cmdline(m: &mut Mapping<'_>) -> Done {
 
 /// `bootloader_restrict`, by default that of xl.conf.
 pub(super) fn bootloader_restrict(m: &mut Mapping<'_>) -> Done {
-    if let Some(on) = m.keys.flag("bootloader_restrict").or(m.global.bootloader_restrict) {
+    if let Some(on) = m.keys.flag("bootloader_restrict").or(m.host.xl_conf.bootloader_restrict) {
         m.put(Field(Place::Build, "bootloader_restrict"), defbool(on));
     }
     Ok(())
@@ -394,7 +394,7 @@ pub(super) fn vif(m: &mut Mapping<'_>) -> Done {
     let mut nics = Vec::new();
     for (i, item) in items(m, "vif")?.into_iter().enumerate() {
         let mut warnings = Vec::new();
-        let nic = vif_item::parse(&item, i, m.global, &mut warnings)
+        let nic = vif_item::parse(&item, i, m.host, &mut warnings)
             .map_err(|why| m.keys.error("vif", format!("in `{item}`: {why}")))?;
         for warning in warnings {
             m.keys.warn("vif", format_args!("in `{item}`: {warning}"));

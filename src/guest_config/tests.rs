@@ -3,12 +3,12 @@
 use super::*;
 use proptest::prelude::*;
 
-fn parse_with(source: &str, global: &XlConf) -> Result<GuestConfig, Error> {
-    GuestConfig::parse(Path::new("t.cfg"), source.as_bytes(), global)
+fn parse_with(source: &str, host: &XenHost) -> Result<GuestConfig, Error> {
+    GuestConfig::parse(Path::new("t.cfg"), source.as_bytes(), host)
 }
 
 fn parse(source: &str) -> GuestConfig {
-    parse_with(source, &XlConf::default()).unwrap_or_else(|e| panic!("{source}: {e}"))
+    parse_with(source, &XenHost::default()).unwrap_or_else(|e| panic!("{source}: {e}"))
 }
 
 /// A file for a small guest of this type with `more` in it.
@@ -18,7 +18,7 @@ fn guest(kind: &str, more: &str) -> GuestConfig {
 
 fn error(more: &str) -> String {
     let source = format!("name = 'g'\nkernel = '/k'\n{more}\n");
-    parse_with(&source, &XlConf::default()).expect_err(more).to_string()
+    parse_with(&source, &XenHost::default()).expect_err(more).to_string()
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn types() {
 
 #[test]
 fn the_hosts_defaults() {
-    let global = XlConf {
+    let host = XenHost::of(XlConf {
         run_hotplug_scripts: false,
         claim_mode: false,
         blkdev_start: Some("xvdb".to_owned()),
@@ -139,9 +139,9 @@ fn the_hosts_defaults() {
         bootloader_restrict: Some(true),
         vif_bridge: Some("br1".to_owned()),
         ..XlConf::default()
-    };
+    });
     let source = "name='g'; kernel='/k'; max_grant_frames=8; vif=['', 'bridge=b']";
-    let json = parse_with(source, &global).unwrap().json;
+    let json = parse_with(source, &host).unwrap().json;
     assert_eq!(json["c_info"]["run_hotplug_scripts"], "False");
     let build = &json["b_info"];
     assert_eq!((&build["claim_mode"], &build["blkdev_start"]), (&json!("False"), &json!("xvdb")));
@@ -234,11 +234,11 @@ fn what_is_an_error() {
             assert!(shown.contains(expected), "{more}: {shown}");
         }
     }
-    let shown = parse_with("name='g'\n", &XlConf::default()).unwrap_err().to_string();
+    let shown = parse_with("name='g'\n", &XenHost::default()).unwrap_err().to_string();
     assert_eq!(shown, "t.cfg: kernel: neither a kernel nor a bootloader is given");
-    let shown = parse_with("kernel='/k'\n", &XlConf::default()).unwrap_err().to_string();
+    let shown = parse_with("kernel='/k'\n", &XenHost::default()).unwrap_err().to_string();
     assert_eq!(shown, "t.cfg: name: the guest's name is not given");
-    let shown = parse_with("name = 'g'\nmemory = True\n", &XlConf::default()).unwrap_err().to_string();
+    let shown = parse_with("name = 'g'\nmemory = True\n", &XenHost::default()).unwrap_err().to_string();
     assert!(shown.starts_with("t.cfg:2: `True` is not accepted") && shown.ends_with("(column 10)"), "{shown}");
 }
 
@@ -254,11 +254,11 @@ fn unsupported_keys_that_change_nothing_are_fine() {
 
 #[test]
 fn masks_of_the_host() {
-    let global = XlConf::parse(Path::new("xl.conf"), b"vm.pv.cpumask = '0-1'\n").unwrap();
+    let host = XenHost::of(XlConf::parse(Path::new("xl.conf"), b"vm.pv.cpumask = '0-1'\n").unwrap());
     let source = "name='g'; kernel='/k'; type=";
-    let shown = parse_with(&format!("{source}'pv'"), &global).unwrap_err().to_string();
+    let shown = parse_with(&format!("{source}'pv'"), &host).unwrap_err().to_string();
     assert!(shown.starts_with("xl.conf:1: vm.pv.cpumask: "), "{shown}");
-    assert!(parse_with(&format!("{source}'pvh'"), &global).is_ok());
+    assert!(parse_with(&format!("{source}'pvh'"), &host).is_ok());
 }
 
 #[test]
@@ -284,8 +284,8 @@ fn missing_files() {
 #[test]
 fn files() {
     let directory = tempfile::tempdir().unwrap();
-    let global = XlConf::default();
-    let read = |path: &Path| GuestConfig::read(path, &global);
+    let host = XenHost::default();
+    let read = |path: &Path| GuestConfig::read(path, &host);
     assert!(matches!(read(directory.path()), Err(Error::NotAFile { .. })));
     assert!(matches!(read(Path::new("/dev/null")), Err(Error::NotAFile { .. })));
     assert!(matches!(read(&directory.path().join("no")), Err(Error::Read { .. })));
@@ -302,12 +302,12 @@ proptest! {
     fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut source = b"name='g'; kernel='/k'\n".to_vec();
         source.extend(bytes);
-        let _ = GuestConfig::parse(Path::new("t.cfg"), &source, &XlConf::default());
+        let _ = GuestConfig::parse(Path::new("t.cfg"), &source, &XenHost::default());
     }
 
     #[test]
     fn never_panics_on_any_value(key in 0..table::KEYS.len(), value in r"'[ -&(-\[\]-~]{0,12}'|[0-9]{1,20}|\['[a-z0-9=,:]{0,9}'\]") {
         let source = format!("name='g'\nkernel='/k'\ntype='hvm'\n{}={value}\n", table::KEYS[key].name);
-        let _ = GuestConfig::parse(Path::new("t.cfg"), source.as_bytes(), &XlConf::default());
+        let _ = GuestConfig::parse(Path::new("t.cfg"), source.as_bytes(), &XenHost::default());
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::xl_conf::XlConf;
+use super::xen_host::XenHost;
 
 /// Tokens that are copied: the name in the item, the name in libxl.
 const TEXTS: &[(&str, &str)] = &[
@@ -74,16 +74,16 @@ const COLO: &[&str] = &[
 pub(super) fn parse(
     spec: &str,
     number: usize,
-    global: &XlConf,
+    host: &XenHost,
     warnings: &mut Vec<String>,
 ) -> Result<Value, String> {
     let mut nic = Map::new();
     nic.insert("devid".to_owned(), json!(number));
     for (name, value) in [
-        ("script", &global.vif_script),
-        ("bridge", &global.vif_bridge),
-        ("gatewaydev", &global.vif_gatewaydev),
-        ("backend_domname", &global.vif_backend),
+        ("script", &host.xl_conf.vif_script),
+        ("bridge", &host.xl_conf.vif_bridge),
+        ("gatewaydev", &host.xl_conf.vif_gatewaydev),
+        ("backend_domname", &host.xl_conf.vif_backend),
     ] {
         if let Some(value) = value {
             nic.insert(name.to_owned(), json!(value));
@@ -236,12 +236,13 @@ fn interval_usecs(text: &str) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::xl_conf::XlConf;
     use super::*;
     use proptest::prelude::*;
 
     fn nic(spec: &str) -> Value {
         let mut warnings = Vec::new();
-        let nic = parse(spec, 0, &XlConf::default(), &mut warnings).unwrap_or_else(|e| panic!("{spec}: {e}"));
+        let nic = parse(spec, 0, &XenHost::default(), &mut warnings).unwrap_or_else(|e| panic!("{spec}: {e}"));
         assert_eq!(warnings, Vec::<String>::new(), "{spec}");
         nic
     }
@@ -272,9 +273,12 @@ mod tests {
 
     #[test]
     fn the_hosts_defaults_come_first() {
-        let global =
-            XlConf { vif_bridge: Some("br1".to_owned()), vif_script: Some("s".to_owned()), ..XlConf::default() };
-        let nic = parse("bridge=br2", 4, &global, &mut Vec::new()).unwrap();
+        let host = XenHost::of(XlConf {
+            vif_bridge: Some("br1".to_owned()),
+            vif_script: Some("s".to_owned()),
+            ..XlConf::default()
+        });
+        let nic = parse("bridge=br2", 4, &host, &mut Vec::new()).unwrap();
         assert_eq!(nic, json!({ "devid": 4, "bridge": "br2", "script": "s" }));
     }
 
@@ -282,7 +286,7 @@ mod tests {
     fn what_xl_only_warns_about() {
         let mut warnings = Vec::new();
         let nic =
-            parse("type=x,foo=1,bar,accel=y,netdev=e,bridge=b", 0, &XlConf::default(), &mut warnings).unwrap();
+            parse("type=x,foo=1,bar,accel=y,netdev=e,bridge=b", 0, &XenHost::default(), &mut warnings).unwrap();
         assert_eq!(nic, json!({ "devid": 0, "bridge": "b", "gatewaydev": "e" }));
         assert_eq!(warnings.len(), 5, "{warnings:?}");
     }
@@ -292,7 +296,7 @@ mod tests {
         for spec in
             ["mac=00:16:3e:1:2", "mac=x", "mac=00:16:3e:1:2:100", "devid=x", "mtu=99999999999", "rate=1", "rate="]
         {
-            assert!(parse(spec, 0, &XlConf::default(), &mut Vec::new()).is_err(), "{spec}");
+            assert!(parse(spec, 0, &XenHost::default(), &mut Vec::new()).is_err(), "{spec}");
         }
     }
 
@@ -333,12 +337,12 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(spec in any::<String>()) {
-            let _ = parse(&spec, 0, &XlConf::default(), &mut Vec::new());
+            let _ = parse(&spec, 0, &XenHost::default(), &mut Vec::new());
         }
 
         #[test]
         fn never_panics_on_likely_text(spec in "(mac=|rate=|mtu=|[0-9a-f]|:|,|@|Mb/s|ms|ä|=| ){0,20}") {
-            let _ = parse(&spec, 0, &XlConf::default(), &mut Vec::new());
+            let _ = parse(&spec, 0, &XenHost::default(), &mut Vec::new());
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Identity;
 use crate::guest_config::auto::{self, AutoEntry, ScanError, SkipReason};
-use crate::guest_config::{GuestConfig, XlConf};
+use crate::guest_config::{GuestConfig, XenHost};
 use crate::image::{self, Consumed, Image, SaveDirectory, ScanEntry};
 use crate::report::Reporter;
 
@@ -37,11 +37,11 @@ pub(super) struct AutoGuests {
 }
 
 /// Reads the AUTO directory. Without one there are no guests to start.
-pub(super) fn auto_guests(directory: Option<&Path>, xl_conf: &XlConf) -> AutoGuests {
+pub(super) fn auto_guests(directory: Option<&Path>, xen_host: &XenHost) -> AutoGuests {
     let mut found = AutoGuests::default();
     let Some(directory) = directory else { return found };
     let messages = &mut found.messages;
-    match auto::scan(directory, xl_conf) {
+    match auto::scan(directory, xen_host) {
         Ok(entries) => {
             for entry in entries {
                 match entry {

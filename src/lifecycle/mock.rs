@@ -11,7 +11,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::Run;
-use crate::guest_config::{GuestConfig, XlConf};
+use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::{Host, fake_dom0};
 use crate::image::{Image, NewImage, SaveDirectory};
 use crate::report::{Buffer, Exit, Reporter};
@@ -385,7 +385,7 @@ impl Bench {
         what(&Run {
             host: &self.host,
             settings: &Settings::parse(Path::new("settings"), self.settings.as_bytes()).expect("valid settings"),
-            xl_conf: &XlConf::default(),
+            xen_host: &XenHost::default(),
             toolstack: &self.toolstack,
             report: &report,
             sleep: &|time| self.slept.lock().expect("whole").push(time),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::guest_config::{GuestConfig, XlConf};
+use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
 use crate::image::Image;
 use crate::report::Reporter;
@@ -32,8 +32,8 @@ pub struct Run<'a> {
     pub host: &'a Host,
     /// What the admin wants.
     pub settings: &'a Settings,
-    /// The defaults for guest configurations.
-    pub xl_conf: &'a XlConf,
+    /// The host for which guest configurations are read.
+    pub xen_host: &'a XenHost,
     /// Who does it.
     pub toolstack: &'a dyn Toolstack,
     /// Who is told.

@@ -171,7 +171,7 @@ impl Start<'_> {
 
     fn create_guests(&self, before: &[Domain], domains: &[Domain], left: &Left) {
         let settings = self.run.settings;
-        let found = auto_guests(settings.auto.value.as_deref(), self.run.xl_conf);
+        let found = auto_guests(settings.auto.value.as_deref(), self.run.xen_host);
         found.messages.tell(self.run.report);
         if left.unknown && !found.guests.is_empty() {
             self.run.report.error("no guest is started: any of them may have an image that can't be seen");

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::directories::{Messages, auto_guests, images};
 use super::{Identity, is_alive, state_word};
-use crate::guest_config::XlConf;
+use crate::guest_config::XenHost;
 use crate::report::{Exit, Reporter, one_line};
 use crate::settings::Settings;
 use crate::toolstack::{Domain, Error, Toolstack};
@@ -60,7 +60,7 @@ struct Guest {
 /// Asks the toolstack and looks into the directories. What can't be read there is reported as a warning.
 pub fn overview(
     settings: &Settings,
-    xl_conf: &XlConf,
+    xen_host: &XenHost,
     toolstack: &dyn Toolstack,
     report: &Reporter,
 ) -> Result<Overview, Error> {
@@ -72,7 +72,7 @@ pub fn overview(
         complete: true,
         guests: domains.iter().map(Guest::of_domain).collect(),
     };
-    overview.add_auto(settings, xl_conf, report);
+    overview.add_auto(settings, xen_host, report);
     overview.add_images(settings, report);
     overview.guests.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     Ok(overview)
@@ -85,8 +85,8 @@ impl Overview {
         Overview { toolstack: None, message, complete: true, guests: Vec::new() }.json()
     }
 
-    fn add_auto(&mut self, settings: &Settings, xl_conf: &XlConf, report: &Reporter) {
-        let found = auto_guests(settings.auto.value.as_deref(), xl_conf);
+    fn add_auto(&mut self, settings: &Settings, xen_host: &XenHost, report: &Reporter) {
+        let found = auto_guests(settings.auto.value.as_deref(), xen_host);
         self.take(&found.messages, report);
         for config in found.guests {
             let guest = self.find_or_add(&Identity::of_config(&config));
@@ -245,7 +245,7 @@ mod tests {
 
     fn look(bench: &Bench) -> Overview {
         let mut found = None;
-        bench.run(|run| found = Some(overview(run.settings, run.xl_conf, run.toolstack, run.report)));
+        bench.run(|run| found = Some(overview(run.settings, run.xen_host, run.toolstack, run.report)));
         found.expect("asked").expect("answered")
     }
 

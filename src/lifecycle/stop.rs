@@ -86,7 +86,7 @@ impl Stop<'_> {
             report.note("AUTO_ONLY is set but AUTO is not: no guest is selected");
             return HashSet::new();
         };
-        let found = auto_guests(Some(dir), self.run.xl_conf);
+        let found = auto_guests(Some(dir), self.run.xen_host);
         found.messages.tell(report);
         if found.guests.is_empty() {
             report.note(&format!("AUTO_ONLY is set but {} has no guests: no guest is selected", dir.display()));

@@ -2,7 +2,7 @@
 //! all rather than something else than asked for.
 
 use crate::guest_config::auto::{self, AutoEntry};
-use crate::guest_config::{PerGuest, XlConf};
+use crate::guest_config::{PerGuest, XenHost};
 use crate::settings::{RestoreFailed, Setting, Settings, ToolstackChoice};
 
 /// What the settings are going to be used for.
@@ -45,10 +45,10 @@ pub fn unsupported(settings: &Settings, purpose: Purpose) -> Vec<String> {
 }
 
 /// The guests of the AUTO directory whose files ask for something of their own, each as a message.
-pub fn unsupported_in_auto(settings: &Settings, xl_conf: &XlConf) -> Vec<String> {
+pub fn unsupported_in_auto(settings: &Settings, xen_host: &XenHost) -> Vec<String> {
     let Some(directory) = &settings.auto.value else { return Vec::new() };
     // That a file or the directory can't be read is reported by who needs it.
-    let entries = auto::scan(directory, xl_conf).unwrap_or_default();
+    let entries = auto::scan(directory, xen_host).unwrap_or_default();
     let asks = |entry: AutoEntry| match entry {
         AutoEntry::Guest(guest) if guest.per_guest != PerGuest::default() => {
             Some(format!("{}: the key `xendomains` is not supported yet", guest.path.display()))

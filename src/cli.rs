@@ -39,6 +39,12 @@ pub enum Command {
     Reload,
     /// List the guests that run, and those that should or are saved.
     Status(Status),
+    /// Look for mistakes in the settings, the guests' files and the saved images, and touch nothing.
+    ///
+    /// Keys of a guest's file that nobody knows, which `xl create` passes over in silence, are named with the known key
+    /// that is most like them. Works on every machine; the files that a guest is booted from are only looked for on a
+    /// Xen host.
+    Check(Check),
     /// Print the libxl JSON that a guest configuration file means, as `xl create -n` does.
     Config(Config),
 }
@@ -51,6 +57,14 @@ pub struct Status {
     pub json: bool,
 }
 
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Look at these guest configuration files (xl.cfg) only, instead of everything that the settings name.
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
 /// Arguments of `config`.
 #[derive(Debug, Args)]
 pub struct Config {
@@ -59,9 +73,9 @@ pub struct Config {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes of start, stop, restart, reload and config:
+Exit codes of start, stop, restart, reload, check and config:
   0  everything was done; also: this is not a Xen host (start and stop), no settings file (stop)
-  1  something failed for at least one guest, or another xendomains is at work
+  1  something failed for at least one guest (check: can't be used), or another xendomains is at work
   2  wrong usage
   4  not root
   5  no usable toolstack

@@ -11,9 +11,10 @@ pub mod lifecycle;
 pub mod lock;
 pub mod report;
 pub mod settings;
+pub mod spelling;
 pub mod toolstack;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cli::{Cli, Command};
@@ -47,6 +48,7 @@ pub fn run(program: &Program<'_>, cli: &Cli) -> Exit {
         Command::Stop => program.act(cli, &[Purpose::Stop]),
         Command::Restart | Command::Reload => program.act(cli, &[Purpose::Stop, Purpose::Start]),
         Command::Status(options) => program.status(cli, options.json),
+        Command::Check(options) => program.check(cli, &options.files),
         Command::Config(options) => program.config(&options.file),
     };
     ended.unwrap_or_else(|exit| exit)
@@ -116,6 +118,33 @@ impl Program<'_> {
         let answer = if json { overview.json() } else { overview.table() };
         self.answer(&answer, Exit::Unknown)?;
         Ok(overview.exit())
+    }
+
+    fn check(&self, cli: &Cli, files: &[PathBuf]) -> Ended {
+        let on_host = self.host.is_dom0().is_ok();
+        let xen_host = XenHost::of(XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
+            self.report.error(&error.to_string());
+            XlConf::default()
+        }));
+        xen_host.xl_conf.warnings.iter().for_each(|warning| self.report.warn(&warning.to_string()));
+        if !files.is_empty() {
+            for file in files {
+                match GuestConfig::read(file, &xen_host) {
+                    Ok(guest) => lifecycle::check_guest(&guest, on_host, self.report),
+                    Err(error) => self.report.error(&error.to_string()),
+                }
+            }
+            return Ok(self.report.exit());
+        }
+        let settings = self.settings(cli, &[], Exit::Settings)?.unwrap_or_else(|| {
+            self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
+            Settings::defaults()
+        });
+        for purpose in [Purpose::Start, Purpose::Stop] {
+            lifecycle::unsupported(&settings, purpose).iter().for_each(|message| self.report.error(message));
+        }
+        lifecycle::check(&settings, &xen_host, on_host, self.report);
+        Ok(self.report.exit())
     }
 
     fn config(&self, file: &Path) -> Ended {
@@ -363,6 +392,29 @@ mod tests {
             assert_eq!(run(&program, &cli), exit);
         }
         assert!(err.text().contains("no usable toolstack: no libxl"));
+    }
+
+    #[test]
+    fn check_looks_at_everything_and_touches_nothing() {
+        let mut machine = Machine::new("XENDOMAINS_SAEV=/x\nXENDOMAINS_DESTROY=true");
+        machine.host.root = false;
+        fs::remove_file(&machine.host.hypervisor_type).expect("remove");
+        let bad = machine.dir.path().join("auto/bad");
+        fs::write(&bad, "name = \"db\"\nkernel = \"/k\"\nvpcus = 2\nmemory = \"-1\"\n").expect("write");
+        let said = machine.run(&["check"]);
+        assert_eq!((said.exit, said.calls), (Exit::Failed, None));
+        for word in ["settings:3: ", "did you mean XENDOMAINS_SAVE?", "settings:4: ", "auto/bad:4: memory"] {
+            assert!(said.err.contains(word), "{word}: {}", said.err);
+        }
+        let bad = bad.to_str().expect("text");
+        let good = machine.dir.path().join("good");
+        fs::write(&good, "name = \"db\"\nkernel = \"/k\"\nvpcus = 2\n").expect("write");
+        let said = machine.run(&["check", good.to_str().expect("text")]);
+        assert_eq!(said.exit, Exit::Done, "{}", said.err);
+        assert!(said.err.contains("good:3: vpcus: unknown, did you mean vcpus?"), "{}", said.err);
+        assert_eq!(machine.run(&["check", good.to_str().expect("text"), bad]).exit, Exit::Failed);
+        fs::write(&machine.host.settings_files[0], "oops").expect("write");
+        assert_eq!(machine.run(&["check"]).exit, Exit::Settings);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use super::keys::Keys;
 use super::syntax;
 use super::table::{Field, KEYS, Key, Place, Rule};
 use super::xen_host::XenHost;
-use super::{Error, UnknownKey, defbool, per_guest, rules, table};
+use super::{Error, UnknownKey, defbool, per_guest, rules};
+use crate::spelling;
 
 /// A set of guest types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +48,14 @@ pub(super) fn build(keys: &mut Keys, host: &XenHost) -> Result<Map<String, Value
 
 /// The keys of a file that neither xl nor this program knows.
 pub(super) fn unknown(keys: &Keys) -> Vec<UnknownKey> {
-    let known = |name: &str| name == per_guest::KEY || table::find(name).is_some();
-    let settings = keys.settings().iter().filter(|setting| !known(&setting.name));
-    settings.map(|setting| UnknownKey { name: setting.name.clone(), line: setting.line }).collect()
+    let known = || KEYS.iter().map(|key| key.name).chain([per_guest::KEY]);
+    let settings = keys.settings().iter().filter(|setting| known().all(|name| name != setting.name));
+    let unknown = |setting: &syntax::Setting| UnknownKey {
+        name: setting.name.clone(),
+        line: setting.line,
+        nearest: spelling::nearest(&setting.name, known()),
+    };
+    settings.map(unknown).collect()
 }
 
 /// The name under which libxl's JSON has the part of the build information that depends on the type.

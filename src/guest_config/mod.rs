@@ -123,6 +123,8 @@ pub struct UnknownKey {
     pub name: String,
     /// The line of its value, from 1.
     pub line: u32,
+    /// The known key that may have been meant.
+    pub nearest: Option<&'static str>,
 }
 
 /// A guest, as its configuration file describes it.

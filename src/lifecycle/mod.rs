@@ -1,6 +1,7 @@
 //! What is done with guests, and in which order: start, stop, status. Policy only: everything that touches a guest goes
 //! through the [`Toolstack`] trait.
 
+mod check;
 mod directories;
 #[cfg(test)]
 pub(crate) mod mock;
@@ -21,6 +22,7 @@ use crate::report::Reporter;
 use crate::settings::Settings;
 use crate::toolstack::{self, Domain, ShutdownReason, State, Toolstack};
 
+pub use check::{check, check_guest};
 pub use start::start;
 pub use status::{Overview, overview};
 pub use stop::stop;

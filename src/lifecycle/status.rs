@@ -228,7 +228,8 @@ fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn duration(duration: Duration) -> String {
+/// A time for people, as in `3d 4:05:06`.
+pub(super) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
     let clock = format!("{hours}:{minutes:02}:{:02}", seconds % 60);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::shell::{Assignment, Script};
 use super::{DEFAULT_STOP_JOBS, Error, Origin, RestoreFailed, Setting, Settings, ToolstackChoice};
+use crate::spelling;
 
 const PREFIX: &str = "XENDOMAINS_";
 
@@ -128,12 +129,10 @@ impl Values {
     }
 
     fn warn_unknown(&mut self, name: &str, line: u32) {
-        let nearest = NAMES
-            .iter()
-            .map(|known| (strsim::damerau_levenshtein(known, name), known))
-            .min()
-            .filter(|(distance, _)| *distance <= 1 + name.len() / 3);
-        let hint = nearest.map_or(String::new(), |(_, known)| format!("; did you mean {PREFIX}{known}?"));
+        let hint = match spelling::nearest(name, NAMES.iter().copied()) {
+            Some(known) => format!("; did you mean {PREFIX}{known}?"),
+            None => String::new(),
+        };
         self.warn(line, &format!("{PREFIX}{name} is not a setting{hint}"));
     }
 

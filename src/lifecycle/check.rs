@@ -1,0 +1,145 @@
+//! check: what start and stop would find wrong, without touching anything.
+
+use std::time::SystemTime;
+
+use super::directories::{auto_guests, images};
+use super::status::duration;
+use crate::guest_config::{GuestConfig, XenHost};
+use crate::image::Image;
+use crate::report::Reporter;
+use crate::settings::Settings;
+
+/// Looks through the AUTO and SAVE directories. What can't be used counts as a failure. `on_host` says that this is the
+/// machine on which the guests will run, so that the files that they need must be here.
+pub fn check(settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Reporter) {
+    let found = auto_guests(settings.auto.value.as_deref(), xen_host);
+    found.guests.iter().for_each(|guest| check_guest(guest, on_host, report));
+    found.messages.tell(report);
+
+    let found = images(settings.save.value.as_deref());
+    found.images.iter().for_each(|image| report.note(&describe_image(image)));
+    found.messages.tell(report);
+    for path in &found.superseded {
+        report.warn(&format!("{}: an older image of a guest that has a newer one", path.display()));
+    }
+}
+
+/// Looks at one guest's file. A typing mistake in a key is not seen by xl; here it is named.
+pub fn check_guest(guest: &GuestConfig, on_host: bool, report: &Reporter) {
+    guest.warnings.iter().for_each(|warning| report.warn(&warning.to_string()));
+    let path = guest.path.display();
+    for key in &guest.unknown_keys {
+        let hint = key.nearest.map_or(String::new(), |nearest| format!(", did you mean {nearest}?"));
+        report.warn(&format!("{path}:{}: {}: unknown{hint}", key.line, key.name));
+    }
+    if on_host {
+        for (key, missing) in guest.missing_files() {
+            report.error(&format!("{path}: {key}: {} is not there", missing.display()));
+        }
+    }
+    report.note(&describe_guest(guest));
+}
+
+fn describe_guest(guest: &GuestConfig) -> String {
+    let kind = guest.json["c_info"]["type"].as_str().unwrap_or_default();
+    let build = &guest.json["b_info"];
+    let mut parts = vec![kind.to_owned()];
+    if let Some(kib) = build["target_memkb"].as_u64() {
+        parts.push(format!("{} MiB", kib / 1024));
+    }
+    // Without a number libxl gives it one.
+    let vcpus = build["avail_vcpus"].as_array().map_or(1, Vec::len);
+    parts.push(format!("{vcpus} {}", if vcpus == 1 { "VCPU" } else { "VCPUs" }));
+    for (list, one, many) in [("disks", "disk", "disks"), ("nics", "network card", "network cards")] {
+        match guest.json[list].as_array().map_or(0, Vec::len) {
+            0 => {}
+            1 => parts.push(format!("1 {one}")),
+            count => parts.push(format!("{count} {many}")),
+        }
+    }
+    format!("{}: guest {} ({})", guest.path.display(), guest.name, parts.join(", "))
+}
+
+fn describe_image(image: &Image) -> String {
+    let size = image.size.div_ceil(1 << 20);
+    // An image from the future tells of a wrong clock; its age is then nothing to go by.
+    let age = SystemTime::now().duration_since(image.mtime);
+    let age = age.map_or("in the future".to_owned(), |age| format!("{} ago", duration(age)));
+    format!("{}: image of {} ({size} MiB, saved {age})", image.path.display(), image.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::mock::Bench;
+    use super::*;
+    use crate::report::Exit;
+
+    fn checked(bench: &Bench, on_host: bool) -> Exit {
+        bench.run(|run| check(run.settings, run.xen_host, on_host, run.report))
+    }
+
+    #[test]
+    fn what_is_fine_is_described() {
+        let bench = Bench::new();
+        bench.auto("web.cfg", "web");
+        bench.image("db");
+        assert_eq!(checked(&bench, true), Exit::Done);
+        let (auto, save) = (bench.path("auto"), bench.path("save"));
+        let out = bench.out();
+        assert!(out.contains(&format!("{}/web.cfg: guest web (pvh, 1 MiB, 1 VCPU)\n", auto.display())), "{out}");
+        let image = format!("{}/db: image of db (1 MiB, saved 0:00:0", save.display());
+        assert!(out.contains(&image) && out.ends_with(" ago)\n"), "{out}");
+        assert_eq!(bench.err(), "");
+        assert_eq!(bench.saved(), ["db"]);
+    }
+
+    #[test]
+    fn typing_mistakes_are_named_and_are_no_failure() {
+        let bench = Bench::new();
+        bench.auto("web.cfg", "web");
+        let file = bench.path("auto/web.cfg");
+        let text = fs::read_to_string(&file).expect("read");
+        fs::write(&file, text + "memroy = 5\nfrobnicate_all = 1\n").expect("write");
+        assert_eq!(checked(&bench, true), Exit::Done);
+        let path = file.display();
+        assert_eq!(
+            bench.err(),
+            format!(
+                "warning: {path}:6: memroy: unknown, did you mean memory?\n\
+                 warning: {path}:7: frobnicate_all: unknown\n"
+            )
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_a_failure() {
+        for (file, text, word) in [
+            ("auto/bad", "name = ", "auto/bad:1: "),
+            ("auto/bad", "name = 'x'\n", "kernel"),
+            ("save/bad", "no image", "save/bad: "),
+        ] {
+            let bench = Bench::new();
+            bench.image("db");
+            fs::write(bench.path(file), text).expect("write");
+            assert_eq!(checked(&bench, false), Exit::Failed, "{text}");
+            assert!(bench.err().contains(word), "{}", bench.err());
+            assert_eq!(fs::read_to_string(bench.path(file)).expect("read"), text);
+        }
+    }
+
+    #[test]
+    fn files_must_be_there_where_the_guest_will_run() {
+        let bench = Bench::new();
+        bench.auto("web.cfg", "web");
+        fs::remove_file(bench.path("kernel")).expect("remove");
+        assert_eq!(checked(&bench, false), Exit::Done, "{}", bench.err());
+        assert_eq!(checked(&bench, true), Exit::Failed);
+        assert!(
+            bench.err().contains("web.cfg: kernel: ") && bench.err().contains("is not there"),
+            "{}",
+            bench.err()
+        );
+    }
+}

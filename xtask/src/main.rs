@@ -22,6 +22,12 @@ enum Task {
     Lab(LabTask),
     /// Boot a Xen host in a box and show the main job on it: start, status, stop, start
     Demo,
+    /// Feed random input to everything that parses, two parsers at a time
+    Fuzz {
+        /// For so long each
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Run everything that CI runs; the last line counts
     Test,
 }
@@ -124,9 +130,10 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Lab(task) => lab(task),
         Task::Demo => workspace().and_then(|root| xtask::demo::run(&root)).map(|()| ExitCode::SUCCESS),
-        Task::Test => workspace()
-            .and_then(|root| xtask::test::run(&root))
-            .map(|passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Task::Fuzz { seconds } => {
+            workspace().and_then(|root| xtask::fuzz::run(&root, seconds)).map(|(_, failed)| verdict(failed == 0))
+        }
+        Task::Test => workspace().and_then(|root| xtask::test::run(&root)).map(verdict),
     };
     match done {
         Ok(code) => code,
@@ -135,6 +142,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn verdict(passed: bool) -> ExitCode {
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn lab(task: LabTask) -> Result<ExitCode> {

@@ -47,8 +47,8 @@ type Tier = fn(&Path) -> Result<Count>;
 pub fn run(workspace: &Path) -> Result<bool> {
     let started = Instant::now();
     program::prepare(workspace)?;
-    let tiers: [(&str, Tier); 5] =
-        [("style", style), ("unit", unit), ("fake", fake), ("headers", headers), ("lab", lab)];
+    let tiers: [(&str, Tier); 6] =
+        [("style", style), ("unit", unit), ("fake", fake), ("headers", headers), ("fuzz", fuzz), ("lab", lab)];
     let mut counts = Vec::new();
     for (name, tier) in tiers {
         println!("\n=== {name}");
@@ -120,6 +120,12 @@ fn xen_headers(workspace: &Path, release: Release) -> Result<PathBuf> {
     let root = headers.join(format!("{suite}-{key}"));
     packages::unpack("libxen-dev", suite, &root, &headers.join(format!("{suite}.log")))?;
     Ok(root)
+}
+
+/// Each parser for a minute.
+fn fuzz(workspace: &Path) -> Result<Count> {
+    let (passed, failed) = crate::fuzz::run(workspace, 60)?;
+    Ok(Count { passed, failed })
 }
 
 /// The scenarios of `tests/lab` on a real Xen host.

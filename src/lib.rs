@@ -7,6 +7,7 @@ pub mod cli;
 pub mod guest_config;
 pub mod host;
 pub mod image;
+pub mod interrupt;
 pub mod lifecycle;
 pub mod lock;
 pub mod report;

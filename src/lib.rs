@@ -21,6 +21,7 @@ use std::time::Duration;
 use cli::{Cli, Command};
 use guest_config::{GuestConfig, XenHost, XlConf};
 use host::Host;
+use interrupt::Interrupt;
 use lifecycle::{Purpose, Run};
 use lock::Lock;
 use report::{Exit, Reporter};
@@ -38,6 +39,8 @@ pub struct Program<'a> {
     pub open: OpenToolstack<'a>,
     /// Where messages and answers go.
     pub report: &'a Reporter,
+    /// Whether to come to an end.
+    pub interrupt: &'a Interrupt,
     /// How to wait between two guests or two SysRq letters.
     pub sleep: &'a (dyn Fn(Duration) + Sync),
 }
@@ -77,7 +80,6 @@ impl Program<'_> {
             return Err(self.refuse(&self.no_settings_file(), Exit::Settings));
         };
         let xen_host = self.xen_host(starts)?;
-        self.refuse_all(&lifecycle::unsupported_in_auto(&settings, &xen_host), Exit::Settings)?;
         let _lock =
             Lock::acquire(&self.host.lock_file).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
@@ -87,6 +89,7 @@ impl Program<'_> {
             xen_host: &xen_host,
             toolstack: &*toolstack,
             report: self.report,
+            interrupt: self.interrupt,
             sleep: self.sleep,
         };
         for purpose in purposes {
@@ -261,7 +264,11 @@ mod tests {
             };
             let cli = Cli::try_parse_from(["xendomains"].iter().chain(words)).expect("usage");
             let report = Reporter::new(Box::new(out.clone()), Box::new(err.clone()));
-            let exit = run(&Program { host: &self.host, open: &open, report: &report, sleep: &|_| {} }, &cli);
+            let interrupt = Interrupt::new().expect("a descriptor");
+            let exit = run(
+                &Program { host: &self.host, open: &open, report: &report, interrupt: &interrupt, sleep: &|_| {} },
+                &cli,
+            );
             let calls = opened.into_inner().then(|| mock.calls());
             Said { exit, out: out.text(), err: err.text(), calls }
         }
@@ -319,7 +326,6 @@ mod tests {
             ("if true; then", &["start", "stop", "restart", "reload"][..]),
             ("XENDOMAINS_USLEEP=x", &["start", "stop", "restart"]),
             ("XENDOMAINS_MIGRATE=host", &["stop", "restart"]),
-            ("XENDOMAINS_DESTROY=true", &["stop"]),
             ("XENDOMAINS_DEVICE_WAIT=3", &["start", "restart"]),
             ("XENDOMAINS_TOOLSTACK=xm", &["start", "stop"]),
         ] {
@@ -332,18 +338,6 @@ mod tests {
         }
         let machine = Machine::new("oops");
         assert_eq!(machine.run(&["status"]).exit, Exit::Unknown);
-    }
-
-    #[test]
-    fn per_guest_keys_are_refused() {
-        let machine = Machine::new("");
-        let text = "name = \"db\"\ntype = \"pvh\"\nkernel = \"/k\"\nmemory = 9\nxendomains = [ \"order=1\" ]\n";
-        fs::write(machine.dir.path().join("auto/db"), text).expect("write");
-        for word in ["start", "stop"] {
-            let said = machine.run(&[word]);
-            assert_eq!((said.exit, said.calls), (Exit::Settings, None), "{}", said.err);
-            assert!(said.err.contains("auto/db: the key `xendomains`"), "{}", said.err);
-        }
     }
 
     #[test]
@@ -386,7 +380,9 @@ mod tests {
         let (out, err) = (Buffer::default(), Buffer::default());
         let report = Reporter::new(Box::new(out), Box::new(err.clone()));
         let open = |_: bool| Err("no libxl".into());
-        let program = Program { host: &machine.host, open: &open, report: &report, sleep: &|_| {} };
+        let interrupt = Interrupt::new().expect("a descriptor");
+        let program =
+            Program { host: &machine.host, open: &open, report: &report, interrupt: &interrupt, sleep: &|_| {} };
         for (word, exit) in [("start", Exit::NoToolstack), ("stop", Exit::NoToolstack), ("status", Exit::Unknown)]
         {
             let cli = Cli::try_parse_from(["xendomains", word]).expect("usage");
@@ -397,7 +393,7 @@ mod tests {
 
     #[test]
     fn check_looks_at_everything_and_touches_nothing() {
-        let mut machine = Machine::new("XENDOMAINS_SAEV=/x\nXENDOMAINS_DESTROY=true");
+        let mut machine = Machine::new("XENDOMAINS_SAEV=/x\nXENDOMAINS_MIGRATE=far");
         machine.host.root = false;
         fs::remove_file(&machine.host.hypervisor_type).expect("remove");
         let bad = machine.dir.path().join("auto/bad");

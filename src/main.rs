@@ -1,22 +1,48 @@
 //! The program `xendomains`: see the library of the same name.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::{io, thread};
 
 use clap::Parser;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use xendomains::cli::Cli;
 use xendomains::host::Host;
-use xendomains::report::Reporter;
+use xendomains::interrupt::Interrupt;
+use xendomains::report::{Exit, Reporter};
 use xendomains::toolstack::libxl::Libxl;
 use xendomains::{Program, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let report = Reporter::new(Box::new(io::stdout()), Box::new(io::stderr()));
+    let interrupt = match listen() {
+        Ok(interrupt) => interrupt,
+        Err(error) => {
+            report.error(&format!("can't wait for signals: {error}"));
+            return Exit::Failed.into();
+        }
+    };
     let program = Program {
         host: &Host::default(),
-        open: &|verbose| Ok(Box::new(Libxl::open(verbose)?)),
-        report: &Reporter::new(Box::new(io::stdout()), Box::new(io::stderr())),
-        sleep: &thread::sleep,
+        open: &|verbose| Ok(Box::new(Libxl::open(verbose, Arc::clone(&interrupt))?)),
+        report: &report,
+        interrupt: &interrupt,
+        sleep: &|time| interrupt.pause(time),
     };
     run(&program, &cli).into()
+}
+
+/// From here on SIGTERM, SIGINT and SIGHUP don't end the program but ask it to end.
+fn listen() -> io::Result<Arc<Interrupt>> {
+    let interrupt = Arc::new(Interrupt::new()?);
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let listener = Arc::clone(&interrupt);
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for _ in signals.forever() {
+            listener.ask();
+        }
+    })?;
+    Ok(interrupt)
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use xendomains::cli::Cli;
 use xendomains::host::Host;
+use xendomains::interrupt::Interrupt;
 use xendomains::report::Reporter;
 use xendomains::toolstack::libxl::Libxl;
 use xendomains::{Program, run};
@@ -90,12 +91,19 @@ impl Dom0 {
         let said = Said::default();
         let report = Reporter::new(Box::new(said.clone()), Box::new(said.clone()));
         let cli = Cli::try_parse_from(["xendomains", action]).expect("usage");
+        let interrupt = Arc::new(Interrupt::new().expect("a descriptor"));
         let open =
             |verbose: bool| -> Result<Box<dyn xendomains::toolstack::Toolstack>, Box<dyn std::error::Error>> {
-                Ok(Box::new(Libxl::with_library(self.library.clone(), verbose)?))
+                Ok(Box::new(Libxl::with_library(self.library.clone(), verbose, Arc::clone(&interrupt))?))
             };
         let begun = Instant::now();
-        let program = Program { host: &self.host, open: &open, report: &report, sleep: &std::thread::sleep };
+        let program = Program {
+            host: &self.host,
+            open: &open,
+            report: &report,
+            interrupt: &interrupt,
+            sleep: &std::thread::sleep,
+        };
         let code = run(&program, &cli).code();
         let took = begun.elapsed();
         let said = String::from_utf8(said.0.lock().expect("not poisoned").clone()).expect("UTF-8");

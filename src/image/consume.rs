@@ -64,6 +64,16 @@ impl Consumed {
     }
 }
 
+/// Takes a file out of the way that is no image, or none that can be restored, and keeps it under a hidden name, which
+/// is returned.
+pub fn set_aside(path: &Path) -> Result<PathBuf, ImageError> {
+    let Some(name) = path.file_name() else { return Err(Problem::NotAFile.at(path)) };
+    let aside = parent(path).join(hidden(name, RESTORED));
+    rename_to_new(path, &aside)?;
+    sync_directory(parent(path)).map_err(io_error(path, "make its removal durable"))?;
+    Ok(aside)
+}
+
 /// Renames a file to a name that must be free.
 fn rename_to_new(from: &Path, to: &Path) -> Result<(), ImageError> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {

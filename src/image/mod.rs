@@ -24,7 +24,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 use uuid::Uuid;
 
-pub use consume::Consumed;
+pub use consume::{Consumed, set_aside};
 pub use directory::{SaveDirectory, ScanEntry, SkipReason};
 pub use name::encode_name;
 pub use new_image::NewImage;

@@ -7,28 +7,33 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Run;
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::{Host, fake_dom0};
 use crate::image::{Image, NewImage, SaveDirectory};
+use crate::interrupt::Interrupt;
 use crate::report::{Buffer, Exit, Reporter};
 use crate::settings::Settings;
-use crate::toolstack::{Domain, Domid, Error, ShutdownReason, State, Toolstack};
+use crate::toolstack::{Domain, Domid, Ending, Error, ShutdownReason, State, Toolstack};
 
 /// How a call goes wrong, or differently.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Fault {
     /// It fails.
     Fails,
+    /// It fails once, for a reason that passes.
+    IsBusy,
     /// It fails at its deadline.
     TimesOut,
     /// It fails and leaves the guest suspended.
     LeavesSuspended,
     /// (shutdown) The guest comes back with a new id.
     Reboots,
+    /// The same, each time.
+    KeepsRebooting,
     /// (sysrq, request_shutdown) The guest shuts down.
     PowersOff,
 }
@@ -46,6 +51,8 @@ struct World {
     last_domid: Domid,
     calls: Vec<String>,
     faults: HashMap<String, Fault>,
+    /// By name.
+    configurations: HashMap<String, Value>,
     /// The time that each save and shutdown was given.
     limits: HashMap<String, Option<Duration>>,
 }
@@ -88,14 +95,21 @@ impl World {
     /// Writes the call down, and fails if a test wants that.
     fn call(&mut self, action: &'static str, name: &str) -> Result<Option<Fault>, Error> {
         self.calls.push(format!("{action} {name}"));
-        let fault = self.faults.get(&format!("{action} {name}")).copied();
+        let call = format!("{action} {name}");
+        let fault = self.faults.get(&call).copied();
+        if fault == Some(Fault::IsBusy) {
+            self.faults.remove(&call);
+        }
         match fault {
-            Some(fault @ (Fault::Fails | Fault::TimesOut | Fault::LeavesSuspended)) => Err(Error {
-                action,
-                cause: format!("{fault:?}"),
-                timed_out: fault == Fault::TimesOut,
-                left_suspended: fault == Fault::LeavesSuspended,
-            }),
+            Some(fault @ (Fault::Fails | Fault::IsBusy | Fault::TimesOut | Fault::LeavesSuspended)) => {
+                Err(Error {
+                    action,
+                    cause: format!("{fault:?}"),
+                    timed_out: fault == Fault::TimesOut,
+                    left_suspended: fault == Fault::LeavesSuspended,
+                    transient: fault == Fault::IsBusy,
+                })
+            }
             fault => Ok(fault),
         }
     }
@@ -112,6 +126,10 @@ impl Mock {
 
     pub(super) fn fault(&self, call: &str, fault: Fault) {
         self.with(|world| world.faults.insert(call.to_owned(), fault));
+    }
+
+    pub(super) fn configure(&self, name: &str, configuration: Value) {
+        self.with(|world| world.configurations.insert(name.to_owned(), configuration));
     }
 
     pub(super) fn no_fault(&self, call: &str) {
@@ -235,20 +253,22 @@ impl Toolstack for Mock {
         })
     }
 
-    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<(), Error> {
+    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<Ending, Error> {
         self.with(|world| {
             let name = domain.name.as_deref().unwrap_or_default();
             let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             world.limits.insert(format!("shutdown {name}"), limit);
             let fault = world.call("shutdown", name)?;
-            if fault == Some(Fault::Reboots) {
+            if let Some(Fault::Reboots | Fault::KeepsRebooting) = fault {
                 world.domains.retain(|known| known.domid != domain.domid);
                 world.add(name, domain.uuid, State::Running);
-                world.faults.remove(&format!("shutdown {name}"));
-            } else {
-                world.set(domain.domid, State::Shutdown(ShutdownReason::Poweroff));
+                if fault == Some(Fault::Reboots) {
+                    world.faults.remove(&format!("shutdown {name}"));
+                }
+                return Ok(Ending::Gone);
             }
-            Ok(())
+            world.set(domain.domid, State::Shutdown(ShutdownReason::Poweroff));
+            Ok(Ending::Shutdown(ShutdownReason::Poweroff))
         })
     }
 
@@ -259,6 +279,10 @@ impl Toolstack for Mock {
             world.domains.retain(|domain| domain.domid != domid);
             Ok(())
         })
+    }
+
+    fn configuration(&self, domid: Domid) -> Result<Value, Error> {
+        self.with(|world| Ok(world.configurations.get(&world.name(domid)).cloned().unwrap_or_default()))
     }
 
     fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error> {
@@ -298,11 +322,14 @@ impl Toolstack for Arc<Mock> {
     fn request_shutdown(&self, domain: &Domain) -> Result<(), Error> {
         (**self).request_shutdown(domain)
     }
-    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<(), Error> {
+    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<Ending, Error> {
         (**self).shutdown(domain, deadline)
     }
     fn destroy(&self, domid: Domid) -> Result<(), Error> {
         (**self).destroy(domid)
+    }
+    fn configuration(&self, domid: Domid) -> Result<Value, Error> {
+        (**self).configuration(domid)
     }
     fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error> {
         (**self).sysrq(domid, letter)
@@ -325,6 +352,7 @@ pub(super) struct Bench {
     out: Buffer,
     err: Buffer,
     slept: Mutex<Vec<Duration>>,
+    pub(super) interrupt: Interrupt,
 }
 
 impl Bench {
@@ -340,6 +368,7 @@ impl Bench {
             out: Buffer::default(),
             err: Buffer::default(),
             slept: Mutex::default(),
+            interrupt: Interrupt::new().expect("a descriptor"),
             dir,
         }
     }
@@ -388,6 +417,7 @@ impl Bench {
             xen_host: &XenHost::default(),
             toolstack: &self.toolstack,
             report: &report,
+            interrupt: &self.interrupt,
             sleep: &|time| self.slept.lock().expect("whole").push(time),
         });
         report.exit()

@@ -5,6 +5,7 @@ mod check;
 mod directories;
 #[cfg(test)]
 pub(crate) mod mock;
+mod order;
 mod start;
 mod status;
 mod stop;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
 use crate::image::Image;
+use crate::interrupt::Interrupt;
 use crate::report::Reporter;
 use crate::settings::Settings;
 use crate::toolstack::{self, Domain, ShutdownReason, State, Toolstack};
@@ -26,7 +28,7 @@ pub use check::{check, check_guest};
 pub use start::start;
 pub use status::{Overview, overview};
 pub use stop::stop;
-pub use unsupported::{Purpose, unsupported, unsupported_in_auto};
+pub use unsupported::{Purpose, unsupported};
 
 /// What start, stop and status work with.
 pub struct Run<'a> {
@@ -40,6 +42,8 @@ pub struct Run<'a> {
     pub toolstack: &'a dyn Toolstack,
     /// Who is told.
     pub report: &'a Reporter,
+    /// Whether to come to an end.
+    pub interrupt: &'a Interrupt,
     /// How to wait between two guests or two SysRq letters.
     pub sleep: &'a (dyn Fn(Duration) + Sync),
 }
@@ -120,7 +124,7 @@ fn state_word(state: State) -> &'static str {
 fn reason(error: &toolstack::Error) -> String {
     let mut reason = error.to_string();
     if error.timed_out {
-        reason.insert_str(0, "time limit reached: ");
+        reason.insert_str(0, "time limit reached, or told to end: ");
     }
     if error.left_suspended {
         reason.push_str("; the guest is left SUSPENDED, it could not be resumed");

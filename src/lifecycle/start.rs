@@ -1,23 +1,40 @@
-//! start: restore the images, then create the guests of the AUTO directory that don't run yet.
+//! start: restore the images, and create the guests of the AUTO directory that don't run yet.
 
-use std::path::PathBuf;
-use std::sync::{Mutex, Once, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
-use super::directories::{auto_guests, images, set_aside, tell_aside, unreadable_image_of};
+use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unreadable_image_of};
+use super::order::levels;
 use super::workers::{in_order, lock};
 use super::{Identity, Run, is_alive, name, reason, state_word};
 use crate::guest_config::GuestConfig;
-use crate::image::{Consumed, Image};
+use crate::image::{self, Consumed, Image};
 use crate::report::Action;
-use crate::settings::{DEFAULT_CREATE_JOBS, DEFAULT_RESTORE_JOBS};
+use crate::settings::{DEFAULT_CREATE_JOBS, DEFAULT_RESTORE_JOBS, RestoreFailed};
 use crate::toolstack::{Domain, Domid, Error, State};
 
+/// How often a start that failed for a reason that may pass is tried again.
+const RETRIES: u32 = 2;
+
+/// How long such a reason is given to pass.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+
 /// Starts guests. What runs already is left alone, and a guest whose image is there but could not be restored is not
-/// booted over it.
+/// booted over it unless the settings say so.
+///
+/// Guests start in the order that their files give, those with the same order side by side: first those with an image,
+/// then the others by file name.
 pub fn start(run: &Run<'_>) {
     let begun = Instant::now();
-    let start = Start { run, marked: Once::new() };
+    let start = Start {
+        run,
+        marked: Once::new(),
+        waiting: AtomicUsize::new(0),
+        kept: Mutex::default(),
+        not_begun: Mutex::default(),
+    };
     if let Err(error) = start.all() {
         run.report.error(&reason(&error));
     }
@@ -27,46 +44,99 @@ pub fn start(run: &Run<'_>) {
 struct Start<'a> {
     run: &'a Run<'a>,
     marked: Once,
+    /// Guests that nobody has begun to start.
+    waiting: AtomicUsize,
+    /// Guests whose image could not be restored and is kept. They are not booted.
+    kept: Mutex<Vec<Identity>>,
+    /// Guests that were not even begun because the program was asked to end.
+    not_begun: Mutex<Vec<String>>,
 }
 
-/// What restoring has left in the SAVE directory.
-#[derive(Default)]
-struct Left {
-    /// Guests whose image could not be restored. They are not booted.
-    kept: Vec<Identity>,
-    /// Files that are probably images. Guests that they are named after are not booted.
-    unreadable: Vec<PathBuf>,
-    /// The directory can't be read: any guest may have an image, so that none is booted.
-    unknown: bool,
-    /// Images that are not wanted (RESTORE). They are set aside when their guest is booted.
-    unwanted: Mutex<Vec<Image>>,
+/// One guest to be started: from its image, or else from its file.
+struct Job {
+    identity: Identity,
+    image: Option<Image>,
+    config: Option<GuestConfig>,
+    /// An image that is not to be restored, because the settings say so. It is set aside when its guest is booted.
+    unwanted: Option<Image>,
+    /// A file that is probably its image and can't be read.
+    unreadable: Option<PathBuf>,
+}
+
+impl Job {
+    fn of_image(image: Image) -> Job {
+        let identity = Identity::of_image(&image);
+        Job { identity, image: Some(image), config: None, unwanted: None, unreadable: None }
+    }
+
+    fn of_config(config: GuestConfig) -> Job {
+        let identity = Identity::of_config(&config);
+        Job { identity, image: None, config: Some(config), unwanted: None, unreadable: None }
+    }
+
+    fn order(&self) -> Option<i32> {
+        self.config.as_ref().and_then(|config| config.per_guest.order)
+    }
+
+    fn delay(&self) -> Option<Duration> {
+        self.config.as_ref().and_then(|config| config.per_guest.delay)
+    }
 }
 
 impl Start<'_> {
     fn all(&self) -> Result<(), Error> {
         let before = self.run.toolstack.domains()?;
-        let left = self.restore_images(&before);
-        // Restoring may have taken long: look again.
-        self.create_guests(&before, &self.run.toolstack.domains()?, &left);
+        let mut jobs = self.jobs(&before);
+        jobs.retain(|job| job.image.is_some() || self.is_to_be_created(job, &before, &before));
+        self.waiting.store(jobs.len(), Ordering::Relaxed);
+        for level in levels(jobs, Job::order) {
+            self.start_level(level, &before)?;
+        }
+        let not_begun = std::mem::take(&mut *lock(&self.not_begun));
+        if !not_begun.is_empty() {
+            let guests = not_begun.join(", ");
+            self.run.report.error(&format!("told to end: these guests were not started: {guests}"));
+        }
         Ok(())
     }
 
-    fn restore_images(&self, domains: &[Domain]) -> Left {
+    /// What is to be started, images before files.
+    fn jobs(&self, domains: &[Domain]) -> Vec<Job> {
         let settings = self.run.settings;
         let found = images(settings.save.value.as_deref());
         found.messages.tell(self.run.report);
-        let mut left = Left { unreadable: found.unreadable, unknown: found.unknown, ..Left::default() };
+        let auto = auto_guests(settings.auto.value.as_deref(), self.run.xen_host);
+        auto.messages.tell(self.run.report);
+        let Images { images, unreadable, superseded, unknown, .. } = found;
+        let mut jobs = Vec::new();
+        let mut unwanted = Vec::new();
         if settings.restore.value {
             // Once the newer image is used up, the older one would count.
-            for image in found.superseded.iter().filter_map(|path| Image::open(path).ok()) {
+            for image in superseded.iter().filter_map(|path| Image::open(path).ok()) {
                 set_aside(image, "there is a newer image of its guest", self.run.report);
             }
-            let waiting = self.without_running(found.images, domains);
-            left.kept = self.restore_all(waiting);
+            jobs.extend(self.without_running(images, domains).into_iter().map(Job::of_image));
         } else {
-            left.unwanted = Mutex::new(found.images);
+            unwanted = images;
         }
-        left
+        if unknown && !auto.guests.is_empty() {
+            self.run.report.error("no guest is started: any of them may have an image that can't be seen");
+            return jobs;
+        }
+        for config in auto.guests {
+            let guest = Identity::of_config(&config);
+            match jobs.iter_mut().find(|job| job.identity.is_same_guest(&guest)) {
+                Some(job) => job.config = Some(config),
+                None => {
+                    let mut job = Job::of_config(config);
+                    let place = unwanted.iter().position(|image| Identity::of_image(image).is_same_guest(&guest));
+                    job.unwanted = place.map(|place| unwanted.swap_remove(place));
+                    job.unreadable = unreadable_image_of(&guest, &unreadable).map(PathBuf::from);
+                    jobs.push(job);
+                }
+            }
+        }
+        jobs
     }
 
     /// The images of guests that don't run. An image whose guest runs is outdated.
@@ -79,7 +149,10 @@ impl Start<'_> {
                     let why = format!("its guest runs already, as domain {}", domain.domid);
                     set_aside(image, &why, self.run.report);
                 }
-                Some(domain) => self.report_in_the_way(&image, domain),
+                Some(domain) => {
+                    self.report_in_the_way(&image, domain);
+                    lock(&self.kept).push(Identity::of_image(&image));
+                }
             }
         }
         waiting
@@ -96,35 +169,98 @@ impl Start<'_> {
         }
     }
 
-    /// Restores all these, and returns the guests for which that has failed.
-    fn restore_all(&self, images: Vec<Image>) -> Vec<Identity> {
-        let failed = Mutex::new(Vec::new());
-        let jobs = self.run.settings.start_jobs.value.unwrap_or(DEFAULT_RESTORE_JOBS);
-        in_order(jobs, images, |image, _| {
-            let guest = Identity::of_image(&image);
-            if !self.restore(image, &guest.name) {
-                lock(&failed).push(guest);
-            }
-        });
-        failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+    /// Guests of one order: those with an image first, then the others.
+    fn start_level(&self, level: Vec<Job>, before: &[Domain]) -> Result<(), Error> {
+        let settings = self.run.settings;
+        let (restores, mut creations): (Vec<_>, Vec<_>) = level.into_iter().partition(|job| job.image.is_some());
+        let jobs = settings.start_jobs.value;
+        in_order(jobs.unwrap_or(DEFAULT_RESTORE_JOBS), restores, |job| self.begin(job, Self::restore));
+        if !creations.is_empty() {
+            // What came before may have taken long: look again.
+            let domains = self.run.toolstack.domains()?;
+            creations.retain(|job| {
+                let wanted = self.is_to_be_created(job, before, &domains);
+                if !wanted {
+                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                }
+                wanted
+            });
+            in_order(jobs.unwrap_or(DEFAULT_CREATE_JOBS), creations, |job| self.begin(job, Self::create));
+        }
+        Ok(())
     }
 
-    fn restore(&self, image: Image, guest: &str) -> bool {
+    /// Starts a guest in one of two ways, and then waits as long as is asked for, unless it was the last one.
+    fn begin(&self, job: Job, start: impl FnOnce(&Self, Job) -> Option<Duration>) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if self.run.interrupt.is_asked() {
+            lock(&self.not_begun).push(job.identity.name);
+            return;
+        }
+        if let Some(pause) = start(self, job).filter(|_| self.waiting.load(Ordering::Relaxed) > 0) {
+            self.run.pause(pause);
+        }
+    }
+
+    /// Restores a guest. A success gives the time to wait before the next one.
+    fn restore(&self, mut job: Job) -> Option<Duration> {
         let begun = Instant::now();
+        let image = job.image.take()?;
+        let (guest, path) = (image.name.clone(), image.path.clone());
         match self.try_to_restore(image) {
             Ok(()) => {
-                self.run.report.done(Action::Restore, guest, begun.elapsed());
-                true
+                self.run.report.done(Action::Restore, &guest, begun.elapsed());
+                Some(job.delay().unwrap_or_default())
             }
             Err(reason) => {
-                self.run.report.failed(Action::Restore, guest, begun.elapsed(), &reason);
-                false
+                self.run.report.failed(Action::Restore, &guest, begun.elapsed(), &reason);
+                self.start_without_image(job, &path)
             }
         }
     }
 
+    /// Boots a guest whose image could not be restored, if the settings say so.
+    fn start_without_image(&self, job: Job, image: &Path) -> Option<Duration> {
+        let start = self.run.settings.restore_failed.value == RestoreFailed::Start;
+        if !start || job.config.is_none() || self.run.interrupt.is_asked() {
+            lock(&self.kept).push(job.identity);
+            return None;
+        }
+        match image::set_aside(image) {
+            Ok(aside) => {
+                let (path, aside) = (image.display(), aside.display());
+                let why = "could not be restored, so that its guest is booted without it (RESTORE_FAILED)";
+                self.run.report.warn(&format!("{path}: {why}; it is kept as {aside}"));
+                self.create(job)
+            }
+            Err(error) => {
+                self.run.report.error(&format!("{}: not started over its image: {error}", job.identity.name));
+                lock(&self.kept).push(job.identity);
+                None
+            }
+        }
+    }
+
+    /// Builds a guest, and tries again after a failure that may pass. Each is said.
+    fn build(&self, guest: &str, attempt: impl Fn() -> Result<Domid, Error>) -> Result<Domid, String> {
+        let mut retries = RETRIES;
+        loop {
+            let error = match attempt() {
+                Ok(domid) => return Ok(domid),
+                Err(error) => error,
+            };
+            if !error.transient || retries == 0 || self.run.interrupt.is_asked() {
+                return Err(reason(&error));
+            }
+            retries -= 1;
+            let seconds = RETRY_PAUSE.as_secs();
+            self.run.report.warn(&format!("{guest}: {}; trying again in {seconds} s", reason(&error)));
+            self.run.pause(RETRY_PAUSE);
+        }
+    }
+
     fn try_to_restore(&self, image: Image) -> Result<(), String> {
-        let domid = self.run.toolstack.restore(&image, None).map_err(|error| reason(&error))?;
+        let domid = self.build(&image.name, || self.run.toolstack.restore(&image, None))?;
         if let Some(consumed) = self.let_run(domid, Some(image))? {
             // It will never be restored again, whether it can be removed or not.
             if let Err(error) = consumed.remove() {
@@ -169,44 +305,26 @@ impl Start<'_> {
         (why, destroyed.is_ok())
     }
 
-    fn create_guests(&self, before: &[Domain], domains: &[Domain], left: &Left) {
-        let settings = self.run.settings;
-        let found = auto_guests(settings.auto.value.as_deref(), self.run.xen_host);
-        found.messages.tell(self.run.report);
-        if left.unknown && !found.guests.is_empty() {
-            self.run.report.error("no guest is started: any of them may have an image that can't be seen");
-            return;
-        }
-        let mut waiting = found.guests;
-        waiting.retain(|guest| self.is_to_be_created(guest, before, domains, left));
-        let jobs = settings.start_jobs.value.unwrap_or(DEFAULT_CREATE_JOBS);
-        in_order(jobs, waiting, |guest, more| {
-            if self.create(&guest, left) && more() {
-                self.run.pause(settings.create_usleep.value);
-            }
-        });
-    }
-
     /// Whether it does not run and nothing stands in its way. What does is reported.
-    fn is_to_be_created(&self, guest: &GuestConfig, before: &[Domain], domains: &[Domain], left: &Left) -> bool {
-        let identity = Identity::of_config(guest);
+    fn is_to_be_created(&self, job: &Job, before: &[Domain], domains: &[Domain]) -> bool {
+        let identity = &job.identity;
         let refuse = |reason: &str| {
-            self.run.report.failed(Action::Create, &guest.name, Duration::ZERO, reason);
+            self.run.report.failed(Action::Create, &identity.name, Duration::ZERO, reason);
             false
         };
-        if let Some(kept) = left.kept.iter().find(|kept| kept.is_same_guest(&identity)) {
+        if let Some(kept) = lock(&self.kept).iter().find(|kept| kept.is_same_guest(identity)) {
             self.run.report.note(&format!("{}: not started over its image, which is kept", kept.name));
             return false;
         }
-        if let Some(image) = unreadable_image_of(&identity, &left.unreadable) {
+        if let (Some(image), RestoreFailed::Keep) = (&job.unreadable, self.run.settings.restore_failed.value) {
             return refuse(&format!("not started over its unusable image {}", image.display()));
         }
         match identity.find(domains) {
             None => true,
             Some(domain) if is_alive(domain) && domain.is_manageable() => {
-                // One that was restored just now has been reported.
+                // One that was started just now has been reported.
                 if identity.find(before).is_some() {
-                    self.run.report.note(&format!("{}: runs already as domain {}", guest.name, domain.domid));
+                    self.run.report.note(&format!("{}: runs already as domain {}", identity.name, domain.domid));
                 }
                 false
             }
@@ -217,29 +335,35 @@ impl Start<'_> {
         }
     }
 
-    fn create(&self, guest: &GuestConfig, left: &Left) -> bool {
+    /// Creates a guest from its file. A success gives the time to wait before the next one.
+    fn create(&self, job: Job) -> Option<Duration> {
+        if let Some(path) = &job.unreadable {
+            return self.start_without_image(Job { unreadable: None, ..job }, &path.clone());
+        }
+        let pause = job.delay().unwrap_or(self.run.settings.create_usleep.value);
+        let guest = job.config?;
         for warning in &guest.warnings {
             self.run.report.warn(&warning.to_string());
         }
         let begun = Instant::now();
-        match self.try_to_create(guest, left) {
+        match self.try_to_create(&guest, job.unwanted) {
             Ok(()) => {
                 self.run.report.done(Action::Create, &guest.name, begun.elapsed());
-                true
+                Some(pause)
             }
             Err(reason) => {
                 self.run.report.failed(Action::Create, &guest.name, begun.elapsed(), &reason);
-                false
+                None
             }
         }
     }
 
-    fn try_to_create(&self, guest: &GuestConfig, left: &Left) -> Result<(), String> {
+    fn try_to_create(&self, guest: &GuestConfig, unwanted: Option<Image>) -> Result<(), String> {
         if let Some((key, path)) = guest.missing_files().first() {
             return Err(format!("{}: {key}: there is no file {}", guest.path.display(), path.display()));
         }
-        let domid = self.run.toolstack.create(guest, None).map_err(|error| reason(&error))?;
-        if let Some(aside) = self.let_run(domid, left.take_unwanted(guest))? {
+        let domid = self.build(&guest.name, || self.run.toolstack.create(guest, None))?;
+        if let Some(aside) = self.let_run(domid, unwanted)? {
             let why = "its guest was started without it, because RESTORE is not true";
             tell_aside(&aside.image().path, why, &aside, self.run.report);
         }
@@ -253,15 +377,6 @@ impl Start<'_> {
                 self.run.report.warn(&format!("{}: {error}", self.run.host.mark_file().display()));
             }
         });
-    }
-}
-
-impl Left {
-    fn take_unwanted(&self, guest: &GuestConfig) -> Option<Image> {
-        let guest = Identity::of_config(guest);
-        let mut unwanted = lock(&self.unwanted);
-        let place = unwanted.iter().position(|image| Identity::of_image(image).is_same_guest(&guest))?;
-        Some(unwanted.swap_remove(place))
     }
 }
 
@@ -497,6 +612,81 @@ mod tests {
         bench.start();
         assert_eq!(bench.slept().len(), 1, "after a; b was not created, c is the last");
         assert_eq!(bench.slept()[0].as_micros(), 7);
+    }
+
+    #[test]
+    fn guests_start_by_their_order_each_level_with_its_images_first() {
+        let bench = with_settings("XENDOMAINS_START_JOBS=1\nXENDOMAINS_CREATE_USLEEP=3000000\n");
+        for (file, wishes) in [
+            ("a", ""),
+            ("b", "'order=2', 'delay=7'"),
+            ("c", "'order=2'"),
+            ("d", "'order=1', 'delay=0'"),
+            ("e", ""),
+        ] {
+            bench.auto(file, file);
+            let text = fs::read_to_string(bench.path("auto").join(file)).expect("read");
+            let text = format!("{text}xendomains = [ {wishes} ]\n");
+            fs::write(bench.path("auto").join(file), text).expect("write");
+        }
+        bench.image("c");
+        bench.image("e");
+        bench.image("stranger");
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        let mut calls = bench.toolstack.calls();
+        calls.retain(|call| !call.starts_with("unpause"));
+        assert_eq!(calls, ["create d", "restore c", "create b", "restore e", "restore stranger", "create a"]);
+        // d asks for none, images have none of their own, b for its own, and a is the last.
+        assert_eq!(bench.slept(), [Duration::from_secs(7)]);
+    }
+
+    #[test]
+    fn a_failure_that_may_pass_is_tried_again() {
+        let bench = Bench::new();
+        bench.auto("web", "web");
+        bench.image("db");
+        bench.toolstack.fault("create web", Fault::IsBusy);
+        bench.toolstack.fault("restore db", Fault::IsBusy);
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.left(), ["db Running", "web Running"]);
+        assert_eq!(bench.err().matches("trying again in 5 s").count(), 2, "{}", bench.err());
+        assert_eq!(bench.slept(), [RETRY_PAUSE; 2]);
+        assert_eq!(bench.saved(), [""; 0]);
+    }
+
+    #[test]
+    fn a_guest_whose_image_is_no_use_is_booted_if_the_settings_say_so() {
+        let bench = with_settings("XENDOMAINS_RESTORE_FAILED=start\n");
+        for name in ["web", "broken"] {
+            bench.auto(name, name);
+            bench.image(name);
+        }
+        bench.image("stranger");
+        fs::write(bench.path("save/broken"), "half an im").expect("write");
+        bench.toolstack.fault("restore web", Fault::Fails);
+        bench.toolstack.fault("restore stranger", Fault::Fails);
+        assert_eq!(bench.start(), Exit::Failed);
+        assert_eq!(bench.toolstack.left(), ["broken Running", "web Running"]);
+        let saved = bench.saved();
+        assert_eq!(saved.iter().filter(|name| name.ends_with(".restored")).count(), 2, "{saved:?}");
+        assert!(saved.contains(&"stranger".to_owned()), "there is nothing to boot it from: {saved:?}");
+        assert!(
+            bench.err().contains("save/web: could not be restored, so that its guest is booted"),
+            "{}",
+            bench.err()
+        );
+    }
+
+    #[test]
+    fn told_to_end_it_begins_nothing_more_and_says_what_is_left() {
+        let bench = Bench::new();
+        bench.auto("web", "web");
+        bench.image("db");
+        bench.interrupt.ask();
+        assert_eq!(bench.start(), Exit::Failed);
+        assert_eq!(bench.toolstack.calls(), [""; 0]);
+        assert!(bench.err().contains("these guests were not started: db, web"), "{}", bench.err());
+        assert_eq!(bench.saved(), ["db"]);
     }
 
     #[test]

@@ -2,27 +2,36 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::directories::{auto_guests, images, tell_aside};
+use super::order::levels;
 use super::workers::{Places, all_at_once, lock};
 use super::{Identity, Run, is_alive, is_finished, name, reason};
+use crate::guest_config::{GuestConfig, PerGuest, StopAction};
 use crate::image::{Consumed, Image, SaveDirectory};
 use crate::report::Action;
 use crate::settings::ShutdownOptions;
-use crate::toolstack::{Domain, Error, ShutdownReason, State};
+use crate::toolstack::{Domain, Domid, Ending, Error, ShutdownReason, State};
 
-/// Stops guests: each selected one is sent the SysRq letters, then saved or, if that is not wanted or fails, shut down;
-/// in the end SHUTDOWN_ALL sees to everything that still runs. All guests are handled side by side.
+/// How often guests that come back (by a reboot, or because somebody starts them) are stopped again.
+const ROUNDS: usize = 4;
+
+/// How long a guest that reboots may be away before it is there again: its xl waits for two seconds.
+const REBOOT: Duration = Duration::from_secs(3);
+
+/// What a step that may take all the time leaves to each one after it, if there is as much.
+const RESERVE: Duration = Duration::from_secs(60);
+
+/// Stops guests, in the reverse of the order in which they start, those with the same order side by side and driver
+/// domains last: each selected one is sent the SysRq letters, then saved or, if that is not wanted or fails, shut down.
+/// In the end SHUTDOWN_ALL sees to everything that still runs, and DESTROY to what is left even then.
 pub fn stop(run: &Run<'_>) {
     let begun = Instant::now();
-    let stop = Stop {
-        run,
-        deadline: run.settings.stop_timeout.value.and_then(|limit| begun.checked_add(limit)),
-        saves: Places::new(run.settings.save_jobs.value),
-        outdated: Mutex::default(),
-        begun,
-    };
+    let stop = Stop::new(run, begun);
     if let Err(error) = stop.all() {
         run.report.error(&reason(&error));
     }
@@ -37,10 +46,14 @@ struct Stop<'a> {
     begun: Instant,
     /// The end of the time for the whole stop.
     deadline: Option<Instant>,
+    /// The guests of the AUTO directory.
+    auto: Vec<GuestConfig>,
     /// Places for guests that are being saved.
     saves: Places,
     /// Images from before, of guests that have run since.
     outdated: Mutex<Vec<Consumed>>,
+    /// Whether a guest may be about to come back: it has rebooted, or somebody else took it away.
+    may_return: AtomicBool,
 }
 
 /// What is left to do for a guest.
@@ -52,15 +65,71 @@ enum Then {
     Nothing,
 }
 
-impl Stop<'_> {
+/// One guest on its way down.
+struct Task<'a> {
+    guest: &'a Domain,
+    /// What its file asks for.
+    wish: PerGuest,
+    /// The end of the time for this step of the stop.
+    deadline: Option<Instant>,
+}
+
+impl<'a> Stop<'a> {
+    fn new(run: &'a Run<'a>, begun: Instant) -> Stop<'a> {
+        Stop {
+            run,
+            begun,
+            deadline: run.settings.stop_timeout.value.and_then(|limit| begun.checked_add(limit)),
+            auto: read_auto(run),
+            saves: Places::new(run.settings.save_jobs.value),
+            outdated: Mutex::default(),
+            may_return: AtomicBool::new(false),
+        }
+    }
+
     fn all(&self) -> Result<(), Error> {
         let guests = self.guests()?;
         self.set_outdated_aside(&guests);
-        let selected = self.select(guests);
-        let directory = self.save_directory(&selected);
-        all_at_once(selected.iter().collect(), |guest| self.stop_guest(guest, directory.as_ref()));
-        self.shut_down_rest()?;
+        let directory = self.save_directory(&self.select(guests));
+        let shutdown_all = self.run.settings.shutdown_all.value;
+        let selected = self.in_rounds(
+            |guests| self.select(guests),
+            |guests| self.stop_levels(guests, directory.as_ref(), u32::from(shutdown_all.is_some())),
+        )?;
+        if let Some(options) = shutdown_all {
+            let alive = |mut guests: Vec<Domain>| {
+                guests.retain(is_alive);
+                guests
+            };
+            self.in_rounds(alive, |guests| self.shut_down_rest(guests, options))?;
+        }
         self.finish(&selected)
+    }
+
+    /// Has `stop` stop the guests that `select` takes of those that are there, and looks again until no new one is. A
+    /// guest counts as new when it has another domain id than before, so that one that reboots is met again and one
+    /// that can't be stopped is not. Returns the UUIDs of all.
+    fn in_rounds(
+        &self,
+        select: impl Fn(Vec<Domain>) -> Vec<Domain>,
+        stop: impl Fn(&[Domain]),
+    ) -> Result<HashSet<uuid::Uuid>, Error> {
+        let mut met = HashSet::new();
+        let mut selected = HashSet::new();
+        for _ in 0..ROUNDS {
+            let mut guests = select(self.guests()?);
+            guests.retain(|guest| met.insert((guest.domid, guest.uuid)));
+            if guests.is_empty() || self.is_told_to_end() {
+                break;
+            }
+            selected.extend(guests.iter().map(|guest| guest.uuid));
+            self.may_return.store(false, Ordering::Relaxed);
+            stop(&guests);
+            if self.may_return.load(Ordering::Relaxed) && !is_over(self.deadline) {
+                self.run.pause(REBOOT);
+            }
+        }
+        Ok(selected)
     }
 
     /// All domains that stop may act on.
@@ -74,24 +143,16 @@ impl Stop<'_> {
     /// none of them.
     fn select(&self, mut guests: Vec<Domain>) -> Vec<Domain> {
         if self.run.settings.auto_only.value {
-            let wanted = self.auto_names();
-            guests.retain(|guest| wanted.contains(name(guest)));
+            guests.retain(|guest| self.auto.iter().any(|config| config.name == name(guest)));
         }
         guests
     }
 
-    fn auto_names(&self) -> HashSet<String> {
-        let report = self.run.report;
-        let Some(dir) = &self.run.settings.auto.value else {
-            report.note("AUTO_ONLY is set but AUTO is not: no guest is selected");
-            return HashSet::new();
-        };
-        let found = auto_guests(Some(dir), self.run.xen_host);
-        found.messages.tell(report);
-        if found.guests.is_empty() {
-            report.note(&format!("AUTO_ONLY is set but {} has no guests: no guest is selected", dir.display()));
-        }
-        found.guests.into_iter().map(|guest| guest.name).collect()
+    /// What the guest's file asks for.
+    fn wish(&self, guest: &Domain) -> PerGuest {
+        let identity = Identity { name: name(guest).to_owned(), uuid: Some(guest.uuid) };
+        let config = self.auto.iter().find(|config| Identity::of_config(config).is_same_guest(&identity));
+        config.map(|config| config.per_guest.clone()).unwrap_or_default()
     }
 
     /// The directory to save into, if guests are to be saved and can be.
@@ -157,22 +218,73 @@ impl Stop<'_> {
         }
     }
 
+    /// Stops guests level by level; `later` steps of the stop come after them.
+    fn stop_levels(&self, guests: &[Domain], directory: Option<&SaveDirectory>, later: u32) {
+        let mut levels = self.stop_order(guests);
+        while let Some(level) = levels.pop() {
+            if self.is_told_to_end() {
+                return;
+            }
+            let later = later + u32::try_from(levels.len()).unwrap_or(u32::MAX);
+            let deadline = self.deadline.map(|deadline| share(deadline, later));
+            all_at_once(level, |guest| {
+                self.stop_guest(&Task { guest, wish: self.wish(guest), deadline }, directory);
+            });
+        }
+    }
+
+    /// The levels in which guests stop, the first of them last: driver domains, then the others in their order.
+    fn stop_order<'g>(&self, guests: &'g [Domain]) -> Vec<Vec<&'g Domain>> {
+        let drivers = self.driver_domains(guests);
+        let (drivers, others): (Vec<_>, Vec<_>) = guests.iter().partition(|guest| drivers.contains(&guest.domid));
+        let order = |guest: &&Domain| self.wish(guest).order;
+        let mut all = levels(drivers, order);
+        all.extend(levels(others, order));
+        all
+    }
+
+    /// The guests that others get their disks or networks from.
+    fn driver_domains(&self, guests: &[Domain]) -> HashSet<Domid> {
+        if guests.len() < 2 {
+            return HashSet::new();
+        }
+        // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we know of.
+        let configuration = |guest: &Domain| self.run.toolstack.configuration(guest.domid).unwrap_or_default();
+        let configurations: Vec<Value> = guests.iter().map(configuration).collect();
+        let is_driver = |guest: &Domain, own: &Value| {
+            own["c_info"]["driver_domain"] == "True"
+                || configurations.iter().any(|other| has_backend(other, guest))
+        };
+        let drivers = guests.iter().zip(&configurations).filter(|(guest, own)| is_driver(guest, own));
+        drivers.map(|(guest, _)| guest.domid).collect()
+    }
+
     /// The whole chain for one guest.
-    fn stop_guest(&self, guest: &Domain, directory: Option<&SaveDirectory>) {
+    fn stop_guest(&self, task: &Task<'_>, directory: Option<&SaveDirectory>) {
+        let guest = task.guest;
         if is_finished(guest) {
             return self.clean_up(guest);
         }
-        let Some(guest) = self.send_sysrq(guest) else { return };
-        if !is_alive(&guest) {
-            return; // suspended: it can't answer. The end of the stop reports it.
+        if task.wish.stop == Some(StopAction::Destroy) {
+            return self.destroy(guest);
         }
-        let shutdown = self.run.settings.shutdown.value;
+        let Some(guest) = self.send_sysrq(guest) else { return };
+        if !is_alive(&guest) || self.is_told_to_end() {
+            return; // Suspended: it can't answer. The end of the stop reports it.
+        }
+        let task = Task { guest: &guest, wish: task.wish.clone(), deadline: task.deadline };
+        let directory = directory.filter(|_| task.wish.stop != Some(StopAction::Shutdown));
+        let shutdown = match task.wish.stop {
+            Some(StopAction::Shutdown) => Some(ShutdownOptions { wait: true }),
+            _ => self.run.settings.shutdown.value,
+        };
         if directory.is_some() || shutdown.is_some() {
             self.wake(&guest);
         }
-        let then = directory.map_or(Then::NextStep, |directory| self.save(&guest, directory));
-        if let (Then::NextStep, Some(options)) = (then, shutdown) {
-            self.shut_down(&guest, options);
+        let later = u32::from(shutdown.is_some());
+        let then = directory.map_or(Then::NextStep, |directory| self.save(&task, directory, later));
+        if let (Then::NextStep, Some(options), false) = (then, shutdown, self.is_told_to_end()) {
+            self.shut_down(&task, options);
         }
     }
 
@@ -199,7 +311,10 @@ impl Stop<'_> {
         match now {
             Some(now) if is_finished(&now) => self.clean_up(&now),
             Some(now) => return Some(now),
-            None => self.run.report.done(Action::Stop, name(guest), begun.elapsed()),
+            None => {
+                self.may_return.store(true, Ordering::Relaxed);
+                self.run.report.done(Action::Stop, name(guest), begun.elapsed());
+            }
         }
         None
     }
@@ -215,16 +330,18 @@ impl Stop<'_> {
         }
     }
 
-    fn save(&self, guest: &Domain, directory: &SaveDirectory) -> Then {
+    fn save(&self, task: &Task<'_>, directory: &SaveDirectory, later: u32) -> Then {
+        let guest = task.guest;
         let waiting = Instant::now();
-        let place = self.saves.take(self.deadline).filter(|_| !self.is_over());
+        let deadline = task.deadline.map(|deadline| share(deadline, later));
+        let place = self.saves.take(deadline).filter(|_| !is_over(deadline) && !self.is_told_to_end());
         let Some(_place) = place else {
-            let reason = "the time for the whole stop is over";
+            let reason = if self.is_told_to_end() { "told to end" } else { "the time for the whole stop is over" };
             self.run.report.failed(Action::Save, name(guest), waiting.elapsed(), reason);
             return Then::NextStep;
         };
         let begun = Instant::now();
-        match self.try_to_save(guest, directory) {
+        match self.try_to_save(guest, directory, self.limit(&task.wish, deadline)) {
             Ok(()) => {
                 self.run.report.done(Action::Save, name(guest), begun.elapsed());
                 Then::Nothing
@@ -237,12 +354,17 @@ impl Stop<'_> {
     }
 
     /// The guest is destroyed only when its image is safe on the disk. If it can't be brought that far, it runs on.
-    fn try_to_save(&self, guest: &Domain, directory: &SaveDirectory) -> Result<(), (String, Then)> {
+    fn try_to_save(
+        &self,
+        guest: &Domain,
+        directory: &SaveDirectory,
+        limit: Option<Instant>,
+    ) -> Result<(), (String, Then)> {
         let toolstack = self.run.toolstack;
         let mut image = directory
             .begin(name(guest), guest.memory_kib.saturating_mul(1024))
             .map_err(|error| (error.to_string(), Then::NextStep))?;
-        if let Err(error) = toolstack.save(guest, &mut image, self.limit()) {
+        if let Err(error) = toolstack.save(guest, &mut image, limit) {
             let then = if error.left_suspended { Then::Nothing } else { Then::NextStep };
             return Err((reason(&error), then));
         }
@@ -269,13 +391,13 @@ impl Stop<'_> {
         }
     }
 
-    fn shut_down(&self, guest: &Domain, options: ShutdownOptions) {
-        let toolstack = self.run.toolstack;
+    fn shut_down(&self, task: &Task<'_>, options: ShutdownOptions) {
+        let (toolstack, guest) = (self.run.toolstack, task.guest);
         let begun = Instant::now();
         // When all the time is over, the guest is still told that the host goes down.
-        let (action, result) = if options.wait && !self.is_over() {
-            let down = toolstack.shutdown(guest, self.limit());
-            (Action::ShutDown, down.and_then(|()| toolstack.destroy(guest.domid)))
+        let (action, result) = if options.wait && !is_over(task.deadline) {
+            let down = toolstack.shutdown(guest, self.limit(&task.wish, task.deadline));
+            (Action::ShutDown, down.and_then(|ending| self.see_off(guest, ending)))
         } else {
             (Action::AskToShutDown, toolstack.request_shutdown(guest))
         };
@@ -283,6 +405,14 @@ impl Stop<'_> {
             Ok(()) => self.run.report.done(action, name(guest), begun.elapsed()),
             Err(error) => self.run.report.failed(action, name(guest), begun.elapsed(), &reason(&error)),
         }
+    }
+
+    /// Frees what is left of a guest that has shut down, and remembers if it may come back all the same.
+    fn see_off(&self, guest: &Domain, ending: Ending) -> Result<(), Error> {
+        if matches!(ending, Ending::Gone | Ending::Shutdown(ShutdownReason::Reboot)) {
+            self.may_return.store(true, Ordering::Relaxed);
+        }
+        self.run.toolstack.destroy(guest.domid)
     }
 
     /// Frees what is left of a guest that has come to its end by itself.
@@ -299,35 +429,51 @@ impl Stop<'_> {
         }
     }
 
-    /// SHUTDOWN_ALL: everything that still runs, selected or not.
-    fn shut_down_rest(&self) -> Result<(), Error> {
-        let Some(options) = self.run.settings.shutdown_all.value else { return Ok(()) };
-        let mut rest = self.guests()?;
-        rest.retain(is_alive);
-        all_at_once(rest, |guest| {
-            self.wake(&guest);
-            self.shut_down(&guest, options);
-        });
-        Ok(())
+    /// Ends a guest at once, because that is what was asked for.
+    fn destroy(&self, guest: &Domain) {
+        let begun = Instant::now();
+        match self.run.toolstack.destroy(guest.domid) {
+            Ok(()) => self.run.report.done(Action::Destroy, name(guest), begun.elapsed()),
+            Err(error) => self.run.report.failed(Action::Destroy, name(guest), begun.elapsed(), &reason(&error)),
+        }
     }
 
-    /// Looks once more: what has come to its end meanwhile is cleaned up, what is still there is reported.
-    fn finish(&self, selected: &[Domain]) -> Result<(), Error> {
+    /// SHUTDOWN_ALL: everything that still runs, selected or not.
+    fn shut_down_rest(&self, guests: &[Domain], options: ShutdownOptions) {
+        let mut levels = self.stop_order(guests);
+        while let Some(level) = levels.pop() {
+            let later = u32::try_from(levels.len()).unwrap_or(u32::MAX);
+            let deadline = self.deadline.map(|deadline| share(deadline, later));
+            all_at_once(level, |guest| {
+                if !self.is_told_to_end() {
+                    self.wake(guest);
+                    self.shut_down(&Task { guest, wish: self.wish(guest), deadline }, options);
+                }
+            });
+        }
+    }
+
+    /// Looks once more: what has come to its end meanwhile is cleaned up, what is still there is destroyed if that was
+    /// asked for, and otherwise reported.
+    fn finish(&self, selected: &HashSet<uuid::Uuid>) -> Result<(), Error> {
         for aside in lock(&self.outdated).drain(..) {
             tell_aside(&aside.image().path, "its guest has run since", &aside, self.run.report);
         }
         let settings = self.run.settings;
         let everything = settings.shutdown_all.value.is_some() || !settings.auto_only.value;
-        for guest in self.guests()? {
-            let meant = everything || selected.iter().any(|selected| selected.uuid == guest.uuid);
-            if !meant {
-                self.run.report.note(&format!("{}: left running, it is not of AUTO", name(&guest)));
-            } else if is_finished(&guest) {
-                self.clean_up(&guest);
+        let guests = self.guests()?;
+        all_at_once(guests.iter().collect(), |guest: &Domain| {
+            let destroy = self.wish(guest).destroy.unwrap_or(settings.destroy.value);
+            if !everything && !selected.contains(&guest.uuid) {
+                self.run.report.note(&format!("{}: left running, it is not of AUTO", name(guest)));
+            } else if is_finished(guest) {
+                self.clean_up(guest);
+            } else if destroy && !self.is_told_to_end() {
+                self.destroy(guest);
             } else {
-                self.report_left(&guest);
+                self.report_left(guest);
             }
-        }
+        });
         Ok(())
     }
 
@@ -343,27 +489,77 @@ impl Stop<'_> {
             }
             _ => {
                 let what = if is_alive(guest) { "still running" } else { "SUSPENDED, neither running nor saved," };
-                let reason = format!("it is {what} as domain {}", guest.domid);
+                let why = if self.is_told_to_end() { "told to end: " } else { "" };
+                let reason = format!("{why}it is {what} as domain {}", guest.domid);
                 self.run.report.failed(Action::Stop, name(guest), self.begun.elapsed(), &reason);
             }
         }
     }
 
-    /// The end of a step that begins now.
-    fn limit(&self) -> Option<Instant> {
-        let step = self.run.settings.stop_maxwait.value;
-        let step = step.and_then(|limit: Duration| Instant::now().checked_add(limit));
-        [step, self.deadline].into_iter().flatten().min()
+    /// The end of a step that begins now: by the guest's own limit or that of the settings, and by the deadline.
+    fn limit(&self, wish: &PerGuest, deadline: Option<Instant>) -> Option<Instant> {
+        let step = match wish.stop_timeout {
+            Some(limit) => Some(limit).filter(|limit| !limit.is_zero()),
+            None => self.run.settings.stop_maxwait.value,
+        };
+        let step = step.and_then(|limit| Instant::now().checked_add(limit));
+        [step, deadline].into_iter().flatten().min()
     }
 
-    fn is_over(&self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    fn is_told_to_end(&self) -> bool {
+        self.run.interrupt.is_asked()
     }
+}
+
+/// The guests of the AUTO directory, for what their files ask for and, with AUTO_ONLY, to select guests by.
+fn read_auto(run: &Run<'_>) -> Vec<GuestConfig> {
+    let (settings, report) = (run.settings, run.report);
+    let only = settings.auto_only.value;
+    let found = auto_guests(settings.auto.value.as_deref(), run.xen_host);
+    // Without AUTO_ONLY a broken file changes nothing but its guest's own wishes, which start has complained about.
+    if only {
+        found.messages.tell(report);
+    } else {
+        found.messages.failures.iter().for_each(|message| report.warn(message));
+    }
+    match &settings.auto.value {
+        None if only => report.note("AUTO_ONLY is set but AUTO is not: no guest is selected"),
+        Some(directory) if only && found.guests.is_empty() => {
+            let directory = directory.display();
+            report.note(&format!("AUTO_ONLY is set but {directory} has no guests: no guest is selected"));
+        }
+        _ => {}
+    }
+    found.guests
+}
+
+/// Whether a guest of this configuration has a device whose other end is in that domain.
+fn has_backend(configuration: &Value, domain: &Domain) -> bool {
+    let of_domain = |device: &Value| {
+        device["backend_domid"] == domain.domid
+            || device["backend_domname"].as_str().is_some_and(|backend| domain.name.as_deref() == Some(backend))
+    };
+    let lists = configuration.as_object().into_iter().flat_map(|fields| fields.values());
+    lists.filter_map(Value::as_array).flatten().any(of_domain)
+}
+
+/// The end of a step after which `later` others need time too: it leaves a minute to each of them, or the same as it has
+/// itself if that is less.
+fn share(deadline: Instant, later: u32) -> Instant {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let reserve = (left / later.saturating_add(1)).min(RESERVE);
+    deadline.checked_sub(reserve.saturating_mul(later)).unwrap_or(deadline)
+}
+
+fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use serde_json::json;
 
     use super::super::mock::{Bench, Fault};
     use super::*;
@@ -616,25 +812,135 @@ mod tests {
     }
 
     #[test]
-    fn every_step_has_its_limit_and_the_stop_another() {
-        for (settings, expected) in [
-            ("", Some(300)),
-            ("XENDOMAINS_STOP_MAXWAIT=7\n", Some(7)),
-            ("XENDOMAINS_STOP_MAXWAIT=0\n", None),
-            ("XENDOMAINS_STOP_TIMEOUT=5\n", Some(5)),
-            ("XENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_STOP_TIMEOUT=5\n", Some(5)),
-            ("XENDOMAINS_STOP_MAXWAIT=3\nXENDOMAINS_STOP_TIMEOUT=5\n", Some(3)),
+    fn every_step_has_its_limit_and_leaves_time_to_what_comes_after_it() {
+        // The limits of save and shutdown; SHUTDOWN_ALL comes after both.
+        for (settings, save, shutdown) in [
+            ("", Some(300), Some(300)),
+            ("XENDOMAINS_STOP_MAXWAIT=7\n", Some(7), Some(7)),
+            ("XENDOMAINS_STOP_MAXWAIT=0\n", None, None),
+            ("XENDOMAINS_STOP_TIMEOUT=400\n", Some(280), Some(300)),
+            ("XENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_STOP_TIMEOUT=400\n", Some(280), Some(340)),
+            ("XENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_STOP_TIMEOUT=40\n", Some(10), Some(20)),
+            ("XENDOMAINS_STOP_MAXWAIT=3\nXENDOMAINS_STOP_TIMEOUT=400\n", Some(3), Some(3)),
         ] {
-            let bench = with_settings(settings);
-            running(&bench, &["web", "bad"]);
+            let mut bench = with_settings(settings);
+            wishes(&mut bench, "quick", "'stop_timeout=9'");
+            running(&bench, &["web", "bad", "quick"]);
             bench.toolstack.fault("save bad", Fault::TimesOut);
             bench.stop();
-            for call in ["save web", "save bad", "shutdown bad"] {
+            for (call, expected) in [("save web", save), ("save bad", save), ("shutdown bad", shutdown)] {
                 let limit = bench.toolstack.limit(call);
                 let rounded = limit.map(|limit| limit.as_secs_f64().ceil() as u64);
                 assert_eq!(rounded, expected, "{settings} {call}: {limit:?}");
             }
+            let quick = bench.toolstack.limit("save quick").expect("limited").as_secs_f64().ceil() as u64;
+            assert_eq!(quick, 9, "{settings}");
         }
+    }
+
+    /// Puts a guest into AUTO that asks for something of its own.
+    fn wishes(bench: &mut Bench, name: &str, wishes: &str) {
+        bench.auto(name, name);
+        let file = bench.path("auto").join(name);
+        let text = fs::read_to_string(&file).expect("read");
+        fs::write(&file, format!("{text}xendomains = [ {wishes} ]\n")).expect("write");
+    }
+
+    #[test]
+    fn guests_stop_in_the_reverse_order_and_driver_domains_last() {
+        let mut bench = with_settings("XENDOMAINS_SAVE=\n");
+        for (name, order) in [("dns", 1), ("db", 5), ("web", 9)] {
+            wishes(&mut bench, name, &format!("'order={order}'"));
+        }
+        running(&bench, &["storage", "net", "dns", "web", "db", "other"]);
+        bench.toolstack.configure("storage", json!({ "c_info": { "driver_domain": "True" } }));
+        let nic = json!({ "nics": [ { "devid": 0, "backend_domname": "net" } ] });
+        bench.toolstack.configure("db", nic);
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        let mut calls = bench.toolstack.calls();
+        calls.retain(|call| call.starts_with("shutdown"));
+        // The two drivers are on one level.
+        calls[4..].sort();
+        let expected = ["other", "web", "db", "dns", "net", "storage"].map(|name| format!("shutdown {name}"));
+        assert_eq!(calls, expected);
+    }
+
+    #[test]
+    fn a_guests_own_way_to_stop() {
+        let mut bench = Bench::new();
+        for (name, wish) in [("a", "save"), ("b", "shutdown"), ("c", "destroy"), ("d", "migrate")] {
+            wishes(&mut bench, name, &format!("'stop={wish}'"));
+        }
+        running(&bench, &["a", "b", "c", "d"]);
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.calls_of("a"), ["save a", "destroy a"]);
+        assert_eq!(bench.toolstack.calls_of("b"), ["shutdown b", "destroy b"]);
+        assert_eq!(bench.toolstack.calls_of("c"), ["destroy c"]);
+        assert_eq!(bench.toolstack.calls_of("d"), ["save d", "destroy d"]);
+        assert!(bench.out().contains("c: destroyed ("), "{}", bench.out());
+    }
+
+    #[test]
+    fn what_is_left_is_destroyed_only_where_that_is_asked_for() {
+        for (settings, wish, gone) in [
+            ("XENDOMAINS_DESTROY=true\n", "", true),
+            ("XENDOMAINS_DESTROY=true\n", "'destroy=false'", false),
+            ("", "'destroy=true'", true),
+            ("", "", false),
+        ] {
+            let mut bench = with_settings(&format!("XENDOMAINS_SAVE=\n{settings}"));
+            wishes(&mut bench, "deaf", wish);
+            running(&bench, &["deaf"]);
+            bench.toolstack.fault("shutdown deaf", Fault::TimesOut);
+            assert_eq!(bench.stop(), Exit::Failed, "the shutdown has failed in any case");
+            assert_eq!(bench.toolstack.left().is_empty(), gone, "{settings} {wish}");
+            assert_eq!(bench.out().contains("deaf: destroyed ("), gone, "{}", bench.out());
+            assert_eq!(bench.err().contains("deaf: stop FAILED"), !gone, "{}", bench.err());
+        }
+    }
+
+    #[test]
+    fn a_guest_that_reboots_is_stopped_again_but_not_for_ever() {
+        let bench = with_settings("XENDOMAINS_SAVE=\nXENDOMAINS_SHUTDOWN_ALL=\n");
+        running(&bench, &["web"]);
+        bench.toolstack.fault("shutdown web", Fault::Reboots);
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.left(), [""; 0]);
+        assert_eq!(bench.slept(), [REBOOT]);
+
+        let bench = with_settings("XENDOMAINS_SAVE=\nXENDOMAINS_SHUTDOWN_ALL=\n");
+        running(&bench, &["web"]);
+        bench.toolstack.fault("shutdown web", Fault::KeepsRebooting);
+        assert_eq!(bench.stop(), Exit::Failed);
+        assert_eq!(bench.toolstack.calls_of("web"), ["shutdown web"; ROUNDS]);
+        assert!(bench.err().contains("web: stop FAILED"), "{}", bench.err());
+    }
+
+    #[test]
+    fn told_to_end_it_begins_nothing_more_and_says_what_is_left() {
+        let bench = Bench::new();
+        running(&bench, &["web", "db"]);
+        bench.interrupt.ask();
+        assert_eq!(bench.stop(), Exit::Failed);
+        assert_eq!(bench.toolstack.calls(), [""; 0]);
+        assert!(
+            bench.err().contains("web: stop FAILED") && bench.err().contains("told to end"),
+            "{}",
+            bench.err()
+        );
+    }
+
+    #[test]
+    fn each_step_leaves_a_minute_to_those_after_it_or_as_much_as_it_has() {
+        let now = Instant::now();
+        let seconds = |left: u64, later| {
+            let end = share(now + Duration::from_secs(left), later);
+            (end - now).as_secs_f64().round() as u64
+        };
+        assert_eq!(seconds(400, 0), 400);
+        assert_eq!(seconds(400, 2), 280);
+        assert_eq!(seconds(90, 2), 30);
+        assert_eq!(seconds(0, 9), 0);
     }
 
     #[test]
@@ -643,8 +949,7 @@ mod tests {
         running(&bench, &["web"]);
         bench.run(|run| {
             let now = Instant::now();
-            let saves = Places::new(run.settings.save_jobs.value);
-            let stop = Stop { run, begun: now, deadline: Some(now), saves, outdated: Mutex::default() };
+            let stop = Stop { deadline: Some(now), ..Stop::new(run, now) };
             stop.all().expect("listed");
         });
         assert_eq!(bench.toolstack.calls(), ["request web", "request web"]);

@@ -1,9 +1,7 @@
 //! Settings that are understood but not yet acted on. Where one of them would change what happens, nothing is done at
 //! all rather than something else than asked for.
 
-use crate::guest_config::auto::{self, AutoEntry};
-use crate::guest_config::{PerGuest, XenHost};
-use crate::settings::{RestoreFailed, Setting, Settings, ToolstackChoice};
+use crate::settings::{Setting, Settings, ToolstackChoice};
 
 /// What the settings are going to be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,38 +22,21 @@ pub fn unsupported(settings: &Settings, purpose: Purpose) -> Vec<String> {
             found.push(format!("{origin}: XENDOMAINS_{name}{value} is not supported yet"));
         }
     };
-    let Settings { toolstack, migrate, destroy, restore_failed, device_wait, .. } = settings;
+    let Settings { toolstack, migrate, device_wait, .. } = settings;
     let command = matches!(toolstack.value, ToolstackChoice::Xl | ToolstackChoice::Xm);
     refuse(command, "TOOLSTACK", " other than `auto` or `libxl`", &toolstack.origin);
     match purpose {
         Purpose::Start => {
-            let start = restore_failed.value == RestoreFailed::Start;
-            refuse(start, "RESTORE_FAILED", "=start", &restore_failed.origin);
             refuse(!device_wait.value.is_zero(), "DEVICE_WAIT", " other than 0", &device_wait.origin);
         }
         Purpose::Stop => {
             let Setting { value, origin } = migrate;
             let somewhere = !value.as_encoded_bytes().trim_ascii().is_empty();
             refuse(somewhere, "MIGRATE", &format!("={}", value.to_string_lossy()), origin);
-            refuse(destroy.value, "DESTROY", "=true", &destroy.origin);
         }
         Purpose::Status => {}
     }
     found
-}
-
-/// The guests of the AUTO directory whose files ask for something of their own, each as a message.
-pub fn unsupported_in_auto(settings: &Settings, xen_host: &XenHost) -> Vec<String> {
-    let Some(directory) = &settings.auto.value else { return Vec::new() };
-    // That a file or the directory can't be read is reported by who needs it.
-    let entries = auto::scan(directory, xen_host).unwrap_or_default();
-    let asks = |entry: AutoEntry| match entry {
-        AutoEntry::Guest(guest) if guest.per_guest != PerGuest::default() => {
-            Some(format!("{}: the key `xendomains` is not supported yet", guest.path.display()))
-        }
-        _ => None,
-    };
-    entries.into_iter().filter_map(asks).collect()
 }
 
 #[cfg(test)]
@@ -70,10 +51,8 @@ mod tests {
         for (text, refused) in [
             ("XENDOMAINS_MIGRATE=host", &[Stop][..]),
             ("XENDOMAINS_MIGRATE=' '", &[]),
-            ("XENDOMAINS_DESTROY=true", &[Stop]),
-            ("XENDOMAINS_DESTROY=false", &[]),
-            ("XENDOMAINS_RESTORE_FAILED=start", &[Start]),
-            ("XENDOMAINS_RESTORE_FAILED=keep", &[]),
+            ("XENDOMAINS_DESTROY=true", &[]),
+            ("XENDOMAINS_RESTORE_FAILED=start", &[]),
             ("XENDOMAINS_DEVICE_WAIT=3", &[Start]),
             ("XENDOMAINS_DEVICE_WAIT=0", &[]),
             ("XENDOMAINS_TOOLSTACK=xl", &[Start, Stop, Status]),

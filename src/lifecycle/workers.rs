@@ -5,16 +5,14 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// Works through `items` in their order, at most `jobs` at once. `work` is told how to ask whether items are left that
-/// nobody has begun.
-pub(super) fn in_order<T: Send>(jobs: NonZeroUsize, items: Vec<T>, work: impl Fn(T, &dyn Fn() -> bool) + Sync) {
+/// Works through `items` in their order, at most `jobs` at once.
+pub(super) fn in_order<T: Send>(jobs: NonZeroUsize, items: Vec<T>, work: impl Fn(T) + Sync) {
     let helpers = jobs.get().min(items.len()).saturating_sub(1);
     let items = Mutex::new(items.into_iter());
     let next = || lock(&items).next();
-    let more = || lock(&items).len() > 0;
     let worker = || {
         while let Some(item) = next() {
-            work(item, &more);
+            work(item);
         }
     };
     thread::scope(|scope| {
@@ -29,7 +27,7 @@ pub(super) fn in_order<T: Send>(jobs: NonZeroUsize, items: Vec<T>, work: impl Fn
 /// Works on all `items` at once.
 pub(super) fn all_at_once<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
     let jobs = NonZeroUsize::new(items.len()).unwrap_or(NonZeroUsize::MIN);
-    in_order(jobs, items, |item, _| work(item));
+    in_order(jobs, items, work);
 }
 
 /// Locks. What a panicking thread has left behind is whole: no lock is held over anything that can panic.
@@ -88,10 +86,10 @@ mod tests {
     }
 
     #[test]
-    fn one_worker_keeps_the_order_and_knows_the_last() {
+    fn one_worker_keeps_the_order() {
         let seen = Mutex::new(Vec::new());
-        in_order(jobs(1), vec![1, 2, 3], |item, more| lock(&seen).push((item, more())));
-        assert_eq!(*lock(&seen), [(1, true), (2, true), (3, false)]);
+        in_order(jobs(1), vec![1, 2, 3], |item| lock(&seen).push(item));
+        assert_eq!(*lock(&seen), [1, 2, 3]);
     }
 
     #[test]
@@ -102,7 +100,7 @@ mod tests {
             meeting.wait();
         });
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        in_order(jobs(3), vec![(); 20], |(), _| {
+        in_order(jobs(3), vec![(); 20], |()| {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             thread::yield_now();
             now.fetch_sub(1, Ordering::SeqCst);

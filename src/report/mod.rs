@@ -27,6 +27,8 @@ pub enum Action {
     ShutDown,
     /// Ask it to shut down.
     AskToShutDown,
+    /// End it at once.
+    Destroy,
     /// Free what is left of a guest that has shut down by itself.
     CleanUp,
     /// All of it: see it gone.
@@ -43,6 +45,7 @@ impl Action {
             Action::Save => "save",
             Action::ShutDown => "shutdown",
             Action::AskToShutDown => "shutdown request",
+            Action::Destroy => "destruction",
             Action::CleanUp => "cleaning up",
             Action::Stop => "stop",
         }
@@ -57,6 +60,7 @@ impl Action {
             Action::Save => "saved",
             Action::ShutDown => "shut down",
             Action::AskToShutDown => "asked to shut down",
+            Action::Destroy => "destroyed",
             Action::CleanUp => "cleaned up",
             Action::Stop => "stopped",
         }

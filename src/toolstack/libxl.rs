@@ -8,14 +8,16 @@ use std::task::{Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::Value;
 use xenlight::{
     Children, Context, DomainChange, DomainConfig, DomainEvent, DomainEvents, ErrorCode, Library, LogLevel,
     LogRecord, LogSink, Operation, Release, SaveFlags, Trigger, Wait,
 };
 
-use super::{Domain, Domid, Error, ShutdownReason, State, Toolstack};
+use super::{Domain, Domid, Ending, Error, ShutdownReason, State, Toolstack};
 use crate::guest_config::GuestConfig;
 use crate::image::{Image, NewImage};
+use crate::interrupt::Interrupt;
 
 /// How long an aborted call may take to come back. libxl's own steps are limited to less; beyond this something is
 /// stuck, and the guest is reported instead of waited for.
@@ -40,6 +42,7 @@ pub struct Libxl {
     library: Library,
     context: Context,
     verbose: bool,
+    interrupt: Arc<Interrupt>,
 }
 
 /// Writes libxl's log to standard error as it comes.
@@ -60,21 +63,22 @@ fn connect(library: &Library, verbose: bool) -> Result<Context, xenlight::Error>
 }
 
 impl Libxl {
-    /// Opens the libxl of the running hypervisor. `verbose` has its log written to standard error.
+    /// Opens the libxl of the running hypervisor. `verbose` has its log written to standard error; `interrupt` ends
+    /// every wait that has a limit.
     ///
     /// # Errors
     /// When there is no such library, its release is not one that is known to work, or it can't connect.
-    pub fn open(verbose: bool) -> Result<Self, OpenError> {
-        Self::with_library(Library::open_running()?, verbose)
+    pub fn open(verbose: bool, interrupt: Arc<Interrupt>) -> Result<Self, OpenError> {
+        Self::with_library(Library::open_running()?, verbose, interrupt)
     }
 
     /// Uses an opened library.
     ///
     /// # Errors
     /// When libxl can't connect to the hypervisor or to xenstored.
-    pub fn with_library(library: Library, verbose: bool) -> Result<Self, OpenError> {
+    pub fn with_library(library: Library, verbose: bool, interrupt: Arc<Interrupt>) -> Result<Self, OpenError> {
         let context = connect(&library, verbose).map_err(OpenError::Connect)?;
-        Ok(Self { library, context, verbose })
+        Ok(Self { library, context, verbose, interrupt })
     }
 
     /// The release in use.
@@ -95,7 +99,7 @@ impl Libxl {
         build: xenlight::Result<Operation<Domid>>,
         deadline: Option<Instant>,
     ) -> Result<Domid, Error> {
-        let (outcome, timed_out) = within(build, deadline);
+        let (outcome, timed_out) = self.within(build, deadline);
         outcome.map_err(|e| {
             let mut error = failed(action, &e);
             error.timed_out = timed_out;
@@ -134,6 +138,31 @@ impl Libxl {
         error
     }
 
+    /// Waits for an operation until the deadline or until the program is asked to end, then aborts it. Says whether it
+    /// was aborted.
+    fn within<T: Send>(
+        &self,
+        operation: xenlight::Result<Operation<T>>,
+        deadline: Option<Instant>,
+    ) -> (xenlight::Result<T>, bool) {
+        let mut operation = match operation {
+            Ok(operation) => operation,
+            Err(e) => return (Err(e), false),
+        };
+        if let Some(result) = block_until(&mut operation, deadline, Some(&self.interrupt)) {
+            return (result, false);
+        }
+        if let Err(e) = operation.abort() {
+            return (Err(e), true);
+        }
+        match operation.wait_until(Some(Instant::now() + ABORT_GRACE)) {
+            // It was done before the abort reached it.
+            Wait::Done(Ok(value)) => (Ok(value), false),
+            Wait::Done(Err(e)) => (Err(e), true),
+            Wait::Pending(operation) => (Err(operation.give_up()), true),
+        }
+    }
+
     fn press_power_button(&self, domid: Domid) -> xenlight::Result<()> {
         self.context.trigger(domid, Trigger::Power, 0)?.wait()
     }
@@ -149,29 +178,9 @@ impl Libxl {
 }
 
 fn failed(action: &'static str, e: &xenlight::Error) -> Error {
-    Error { action, cause: e.to_string(), timed_out: false, left_suspended: false }
-}
-
-/// Waits for an operation until the deadline, then aborts it. Says whether it was aborted.
-fn within<T>(operation: xenlight::Result<Operation<T>>, deadline: Option<Instant>) -> (xenlight::Result<T>, bool) {
-    let operation = match operation {
-        Ok(operation) => operation,
-        Err(e) => return (Err(e), false),
-    };
-    match operation.wait_until(deadline) {
-        Wait::Done(result) => (result, false),
-        Wait::Pending(operation) => {
-            if let Err(e) = operation.abort() {
-                return (Err(e), true);
-            }
-            match operation.wait_until(Some(Instant::now() + ABORT_GRACE)) {
-                // It was done before the abort reached it.
-                Wait::Done(Ok(value)) => (Ok(value), false),
-                Wait::Done(Err(e)) => (Err(e), true),
-                Wait::Pending(operation) => (Err(operation.give_up()), true),
-            }
-        }
-    }
+    use ErrorCode::{GuestTimedOut, LockFail, NoMemory, NotReady, TimedOut};
+    let transient = matches!(e.code(), Some(GuestTimedOut | LockFail | NoMemory | NotReady | TimedOut));
+    Error { transient, ..Error::new(action, e.to_string()) }
 }
 
 fn reason(reason: xenlight::ShutdownReason) -> ShutdownReason {
@@ -199,6 +208,7 @@ fn next(
     events: &mut DomainEvents,
     request: &mut Option<Operation<()>>,
     deadline: Option<Instant>,
+    interrupt: &Interrupt,
 ) -> Option<Seen> {
     use xenlight::futures_core::Stream;
     let either = poll_fn(|cx| {
@@ -211,7 +221,7 @@ fn next(
             Seen::Answer(answer)
         })
     });
-    block_until(either, deadline)
+    block_until(either, deadline, Some(interrupt))
 }
 
 struct Unpark(Thread);
@@ -222,14 +232,22 @@ impl Wake for Unpark {
     }
 }
 
-/// Runs a future on this thread until it is ready or the deadline has passed.
-fn block_until<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
+/// Runs a future on this thread until it is ready, the deadline has passed or the program is asked to end.
+fn block_until<F: Future>(
+    future: F,
+    deadline: Option<Instant>,
+    interrupt: Option<&Interrupt>,
+) -> Option<F::Output> {
+    let _parked = interrupt.map(Interrupt::unparks_this_thread);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut cx = std::task::Context::from_waker(&waker);
     let mut future = pin!(future);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return Some(output);
+        }
+        if interrupt.is_some_and(Interrupt::is_asked) {
+            return None;
         }
         match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
             None => std::thread::park(),
@@ -289,12 +307,8 @@ impl Toolstack for Libxl {
     fn restore(&self, image: &Image, deadline: Option<Instant>) -> Result<Domid, Error> {
         const ACTION: &str = "restore";
         let context = self.builder(ACTION)?;
-        let stream = image.stream().map_err(|e| Error {
-            action: ACTION,
-            cause: format!("can't read {}: {e}", image.path.display()),
-            timed_out: false,
-            left_suspended: false,
-        })?;
+        let stream =
+            image.stream().map_err(|e| Error::new(ACTION, format!("can't read {}: {e}", image.path.display())))?;
         let build = DomainConfig::from_json(without_domid(image.config.clone()))
             .and_then(|config| context.restore(&config, stream.into()));
         self.finish_build(&context, ACTION, build, deadline)
@@ -306,21 +320,17 @@ impl Toolstack for Libxl {
 
     fn save(&self, domain: &Domain, target: &mut NewImage, deadline: Option<Instant>) -> Result<(), Error> {
         const ACTION: &str = "save";
-        let (config, timed_out) = within(self.context.configuration(domain.domid), deadline);
+        let (config, timed_out) = self.within(self.context.configuration(domain.domid), deadline);
         let config = config.map_err(|e| Error { timed_out, ..failed(ACTION, &e) })?;
         let prepared: std::io::Result<File> =
             target.write_header(&without_domid(config.into_json())).and_then(|()| target.file().try_clone());
-        let stream = prepared.map_err(|e| Error {
-            action: ACTION,
-            cause: format!("can't write {}: {e}", target.path().display()),
-            timed_out: false,
-            left_suspended: false,
-        })?;
+        let stream =
+            prepared.map_err(|e| Error::new(ACTION, format!("can't write {}: {e}", target.path().display())))?;
         let events = self.context.domain_events();
         let save = events
             .watch(domain.domid, domain.uuid)
             .and_then(|()| self.context.save(domain.domid, stream.into(), SaveFlags::default()));
-        let (outcome, timed_out) = within(save, deadline);
+        let (outcome, timed_out) = self.within(save, deadline);
         outcome.map(drop).map_err(|e| {
             if timed_out {
                 self.await_late_suspend(domain, &events);
@@ -341,21 +351,22 @@ impl Toolstack for Libxl {
         }
     }
 
-    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<(), Error> {
+    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<Ending, Error> {
         const ACTION: &str = "shutdown";
         let fail = |e: xenlight::Error| failed(ACTION, &e);
         let mut events = self.context.domain_events();
         events.watch(domain.domid, domain.uuid).map_err(fail)?;
         let mut request = match self.ask_to_shut_down(domain.domid) {
             Ok(request) => request,
-            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => return Ok(()),
+            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => return Ok(Ending::Gone),
             Err(e) => return Err(fail(e)),
         };
         loop {
-            match next(&mut events, &mut request, deadline) {
+            match next(&mut events, &mut request, deadline, &self.interrupt) {
                 Some(Seen::Domain(event)) => match event.map_err(fail)?.change {
                     DomainChange::Shutdown(xenlight::ShutdownReason::Suspend) => {}
-                    DomainChange::Shutdown(_) | DomainChange::Death => return Ok(()),
+                    DomainChange::Shutdown(why) => return Ok(Ending::Shutdown(reason(why))),
+                    DomainChange::Death => return Ok(Ending::Gone),
                 },
                 Some(Seen::Answer(Ok(()))) => {}
                 // It did not react, as a guest does that is still booting: ask again.
@@ -367,12 +378,8 @@ impl Toolstack for Libxl {
                     if matches!(e.code(), Some(ErrorCode::DomainNotFound | ErrorCode::DomainDestroyed)) => {}
                 Some(Seen::Answer(Err(e))) => return Err(fail(e)),
                 None => {
-                    return Err(Error {
-                        action: ACTION,
-                        cause: "it has not shut down within its limit".into(),
-                        timed_out: true,
-                        left_suspended: false,
-                    });
+                    let error = Error::new(ACTION, "it has not shut down");
+                    return Err(Error { timed_out: true, ..error });
                 }
             }
         }
@@ -385,13 +392,18 @@ impl Toolstack for Libxl {
         }
     }
 
+    fn configuration(&self, domid: Domid) -> Result<Value, Error> {
+        let config = self.context.configuration(domid).and_then(Operation::wait);
+        config.map(DomainConfig::into_json).map_err(|e| failed("read the configuration", &e))
+    }
+
     fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error> {
         self.context.sysrq(domid, letter).map_err(|e| failed("sysrq", &e))
     }
 }
 
 /// The number a domain had is nothing to ask for when it comes back: it may be another's by then.
-fn without_domid(mut config: serde_json::Value) -> serde_json::Value {
+fn without_domid(mut config: Value) -> Value {
     if let Some(info) = config.get_mut("c_info").and_then(|c| c.as_object_mut()) {
         info.remove("domid");
     }
@@ -406,8 +418,20 @@ mod tests {
     fn a_deadline_ends_waiting_for_a_future_that_never_comes() {
         let before = Instant::now();
         let limit = Duration::from_millis(30);
-        assert_eq!(block_until(std::future::pending::<()>(), Some(before + limit)), None);
+        assert_eq!(block_until(std::future::pending::<()>(), Some(before + limit), None), None);
         assert!(before.elapsed() >= limit);
+    }
+
+    #[test]
+    fn being_asked_to_end_ends_waiting() {
+        let interrupt = Interrupt::new().expect("a descriptor");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| block_until(std::future::pending::<()>(), None, Some(&interrupt)));
+            interrupt.ask();
+            assert_eq!(waiting.join().expect("no panic"), None);
+        });
+        // What is there already counts all the same.
+        assert_eq!(block_until(std::future::ready(1), None, Some(&interrupt)), Some(1));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod libxl;
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::guest_config::GuestConfig;
@@ -98,10 +99,28 @@ pub struct Error {
     pub action: &'static str,
     /// The toolstack's own words, with the log lines that belong to the call.
     pub cause: String,
-    /// The call was ended because its limit was reached.
+    /// The call was ended because its limit was reached, or because the program was asked to end.
     pub timed_out: bool,
     /// Set when the guest was left suspended because it could not be resumed after the failure.
     pub left_suspended: bool,
+    /// The same call may well succeed a little later: something was busy, slow or short.
+    pub transient: bool,
+}
+
+impl Error {
+    /// A failure of the ordinary kind.
+    pub fn new(action: &'static str, cause: impl Into<String>) -> Self {
+        Self { action, cause: cause.into(), timed_out: false, left_suspended: false, transient: false }
+    }
+}
+
+/// How a guest came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It has shut down, for this reason, and is still there as [`State::Shutdown`].
+    Shutdown(ShutdownReason),
+    /// It is not there any more: somebody else has destroyed it.
+    Gone,
 }
 
 /// What start, stop and status need of a toolstack.
@@ -138,11 +157,14 @@ pub trait Toolstack: Send + Sync {
     /// Asks a guest to shut down and returns at once. A guest without PV drivers gets the ACPI power button.
     fn request_shutdown(&self, domain: &Domain) -> Result<(), Error>;
 
-    /// Asks a guest to shut down and waits until it has shut down (state [`State::Shutdown`]) or is gone.
-    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<(), Error>;
+    /// Asks a guest to shut down and waits until it has come to its end.
+    fn shutdown(&self, domain: &Domain, deadline: Option<Instant>) -> Result<Ending, Error>;
 
     /// Ends a domain at once and frees what it holds. A domain that is gone already is a success.
     fn destroy(&self, domid: Domid) -> Result<(), Error>;
+
+    /// The guest's configuration as it is now, as a `libxl_domain_config` in libxl's JSON.
+    fn configuration(&self, domid: Domid) -> Result<Value, Error>;
 
     /// Sends a SysRq letter to a guest.
     fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error>;

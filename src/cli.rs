@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Starts a Xen host's guests at boot and stops them at shutdown.
 ///
@@ -39,6 +39,11 @@ pub enum Command {
     Reload,
     /// List the guests that run, and those that should or are saved.
     Status(Status),
+    /// Say what start or stop would do now, in which order, and what it takes; touch nothing.
+    ///
+    /// For stop that is each guest's chain of steps with their limits, the room that the images may need and the longest
+    /// time that all of it can take.
+    Plan(Plan),
     /// Look for mistakes in the settings, the guests' files and the saved images, and touch nothing.
     ///
     /// Keys of a guest's file that nobody knows, which `xl create` passes over in silence, are named with the known key
@@ -57,6 +62,26 @@ pub struct Status {
     pub json: bool,
 }
 
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Which of the two.
+    pub what: Planned,
+
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be planned.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Planned {
+    /// What start would do.
+    Start,
+    /// What stop would do.
+    Stop,
+}
+
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 pub struct Check {
@@ -73,7 +98,7 @@ pub struct Config {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes of start, stop, restart, reload, check and config:
+Exit codes of start, stop, restart, reload, plan, check and config:
   0  everything was done; also: this is not a Xen host (start and stop), no settings file (stop)
   1  something failed for at least one guest (check: can't be used), or another xendomains is at work
   2  wrong usage

@@ -52,6 +52,7 @@ pub fn run(program: &Program<'_>, cli: &Cli) -> Exit {
         Command::Stop => program.act(cli, &[Purpose::Stop]),
         Command::Restart | Command::Reload => program.act(cli, &[Purpose::Stop, Purpose::Start]),
         Command::Status(options) => program.status(cli, options.json),
+        Command::Plan(options) => program.plan(cli, options),
         Command::Check(options) => program.check(cli, &options.files),
         Command::Config(options) => program.config(&options.file),
     };
@@ -83,15 +84,7 @@ impl Program<'_> {
         let _lock =
             Lock::acquire(&self.host.lock_file).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
-        let run = Run {
-            host: self.host,
-            settings: &settings,
-            xen_host: &xen_host,
-            toolstack: &*toolstack,
-            report: self.report,
-            interrupt: self.interrupt,
-            sleep: self.sleep,
-        };
+        let run = self.run(&settings, &xen_host, &*toolstack);
         for purpose in purposes {
             match purpose {
                 Purpose::Start => lifecycle::start(&run),
@@ -100,6 +93,11 @@ impl Program<'_> {
             }
         }
         Ok(self.report.exit())
+    }
+
+    fn run<'a>(&'a self, settings: &'a Settings, xen_host: &'a XenHost, toolstack: &'a dyn Toolstack) -> Run<'a> {
+        let Program { host, report, interrupt, sleep, .. } = *self;
+        Run { host, settings, xen_host, toolstack, report, interrupt, sleep }
     }
 
     fn status(&self, cli: &Cli, json: bool) -> Ended {
@@ -122,6 +120,28 @@ impl Program<'_> {
         let answer = if json { overview.json() } else { overview.table() };
         self.answer(&answer, Exit::Unknown)?;
         Ok(overview.exit())
+    }
+
+    fn plan(&self, cli: &Cli, options: &cli::Plan) -> Ended {
+        if let Err(reason) = self.host.is_dom0() {
+            self.report.note(&format!("{reason}: nothing to do"));
+            return Err(Exit::Done);
+        }
+        let (purpose, plan): (_, fn(&Run<'_>) -> _) = match options.what {
+            cli::Planned::Start => (Purpose::Start, lifecycle::plan_start),
+            cli::Planned::Stop => (Purpose::Stop, lifecycle::plan_stop),
+        };
+        let settings = self.settings(cli, &[purpose], Exit::Settings)?.unwrap_or_else(|| {
+            self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
+            Settings::defaults()
+        });
+        let xen_host = self.xen_host(purpose == Purpose::Start)?;
+        let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
+        let plan = plan(&self.run(&settings, &xen_host, &*toolstack))
+            .map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
+        let answer = if options.json { plan.json() } else { plan.text() };
+        self.answer(&answer, Exit::Failed)?;
+        Ok(self.report.exit())
     }
 
     fn check(&self, cli: &Cli, files: &[PathBuf]) -> Ended {
@@ -389,6 +409,23 @@ mod tests {
             assert_eq!(run(&program, &cli), exit);
         }
         assert!(err.text().contains("no usable toolstack: no libxl"));
+    }
+
+    #[test]
+    fn plan_touches_nothing() {
+        let machine = Machine::new("");
+        for (words, expected) in [
+            (&["plan", "start"][..], "nothing to do\n"),
+            (&["plan", "stop"], "1. no order given\n   web  save (at most 300 s), else"),
+            (&["plan", "stop", "--json"], "{\n  \"command\": \"stop\""),
+        ] {
+            let said = machine.run(words);
+            assert_eq!((said.exit, said.calls), (Exit::Done, Some(vec![])), "{words:?}: {}", said.err);
+            assert!(said.out.starts_with(expected), "{words:?}: {}", said.out);
+        }
+        assert!(!machine.dir.path().join("save").exists());
+        fs::write(&machine.host.settings_files[0], "oops").expect("write");
+        assert_eq!(machine.run(&["plan", "stop"]).exit, Exit::Settings);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::name::{RESTORED, SAVING, is_hidden};
-use super::new_image::{NewImage, Reservations, remove_if_stale};
+use super::new_image::{NewImage, Reservations, remove_if_stale, room};
 use super::{Image, ImageError, Problem, io_error, parent, sync_directory};
 use crate::guest_config::auto::leftover;
 
@@ -121,6 +121,11 @@ impl SaveDirectory {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The bytes that are free in its file system.
+    pub fn room(&self) -> Result<u64, ImageError> {
+        room(&self.path)
     }
 
     /// Its permissions, if others than its owner may look into it: images hold all of a guest's memory.

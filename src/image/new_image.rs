@@ -45,6 +45,12 @@ impl Reservations {
     }
 }
 
+/// The bytes that are free in the directory's file system.
+pub(super) fn room(directory: &Path) -> Result<u64, ImageError> {
+    let room = statvfs(directory).map_err(io_error(directory, "ask for the room in it"))?;
+    Ok(room.f_bavail.saturating_mul(room.f_frsize))
+}
+
 /// An image that is being written, into a hidden temporary file with a lock on it.
 ///
 /// Dropped before it is committed, it takes the temporary file with it.
@@ -71,8 +77,7 @@ impl NewImage {
         let needed = expected_bytes.saturating_add(expected_bytes / RESERVE_SHARE).saturating_add(RESERVE);
         // One after the other, so that two can't take the same room.
         let mut running = reservations.lock();
-        let room = statvfs(directory).map_err(io_error(directory, "ask for the room in it"))?;
-        let available = room.f_bavail.saturating_mul(room.f_frsize);
+        let available = room(directory)?;
         let reserved = running.values().fold(0, |sum: u64, save| sum.saturating_add(save.outstanding()));
         if available.saturating_sub(reserved) < needed {
             let mib = |bytes: u64| bytes >> 20;

@@ -6,6 +6,7 @@ mod directories;
 #[cfg(test)]
 pub(crate) mod mock;
 mod order;
+mod plan;
 mod start;
 mod status;
 mod stop;
@@ -25,6 +26,7 @@ use crate::settings::Settings;
 use crate::toolstack::{self, Domain, ShutdownReason, State, Toolstack};
 
 pub use check::{check, check_guest};
+pub use plan::{plan_start, plan_stop};
 pub use start::start;
 pub use status::{Overview, overview};
 pub use stop::stop;

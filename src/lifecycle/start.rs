@@ -28,21 +28,24 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// then the others by file name.
 pub fn start(run: &Run<'_>) {
     let begun = Instant::now();
-    let start = Start {
-        run,
-        marked: Once::new(),
-        waiting: AtomicUsize::new(0),
-        kept: Mutex::default(),
-        not_begun: Mutex::default(),
-    };
+    let start = Start::new(run, false);
     if let Err(error) = start.all() {
         run.report.error(&reason(&error));
     }
     run.report.summary("start", begun.elapsed());
 }
 
+/// What start would do, level by level, in each with images first. Nothing is touched; what start would complain about
+/// is said.
+pub(super) fn planned(run: &Run<'_>) -> Result<Vec<Vec<Job>>, Error> {
+    let start = Start::new(run, true);
+    Ok(start.levels(&run.toolstack.domains()?))
+}
+
 struct Start<'a> {
     run: &'a Run<'a>,
+    /// Only look.
+    dry: bool,
     marked: Once,
     /// Guests that nobody has begun to start.
     waiting: AtomicUsize,
@@ -53,10 +56,10 @@ struct Start<'a> {
 }
 
 /// One guest to be started: from its image, or else from its file.
-struct Job {
-    identity: Identity,
-    image: Option<Image>,
-    config: Option<GuestConfig>,
+pub(super) struct Job {
+    pub(super) identity: Identity,
+    pub(super) image: Option<Image>,
+    pub(super) config: Option<GuestConfig>,
     /// An image that is not to be restored, because the settings say so. It is set aside when its guest is booted.
     unwanted: Option<Image>,
     /// A file that is probably its image and can't be read.
@@ -74,22 +77,32 @@ impl Job {
         Job { identity, image: None, config: Some(config), unwanted: None, unreadable: None }
     }
 
-    fn order(&self) -> Option<i32> {
+    pub(super) fn order(&self) -> Option<i32> {
         self.config.as_ref().and_then(|config| config.per_guest.order)
     }
 
-    fn delay(&self) -> Option<Duration> {
+    pub(super) fn delay(&self) -> Option<Duration> {
         self.config.as_ref().and_then(|config| config.per_guest.delay)
     }
 }
 
-impl Start<'_> {
+impl<'a> Start<'a> {
+    fn new(run: &'a Run<'a>, dry: bool) -> Start<'a> {
+        Start {
+            run,
+            dry,
+            marked: Once::new(),
+            waiting: AtomicUsize::new(0),
+            kept: Mutex::default(),
+            not_begun: Mutex::default(),
+        }
+    }
+
     fn all(&self) -> Result<(), Error> {
         let before = self.run.toolstack.domains()?;
-        let mut jobs = self.jobs(&before);
-        jobs.retain(|job| job.image.is_some() || self.is_to_be_created(job, &before, &before));
-        self.waiting.store(jobs.len(), Ordering::Relaxed);
-        for level in levels(jobs, Job::order) {
+        let levels = self.levels(&before);
+        self.waiting.store(levels.iter().map(Vec::len).sum(), Ordering::Relaxed);
+        for level in levels {
             self.start_level(level, &before)?;
         }
         let not_begun = std::mem::take(&mut *lock(&self.not_begun));
@@ -98,6 +111,13 @@ impl Start<'_> {
             self.run.report.error(&format!("told to end: these guests were not started: {guests}"));
         }
         Ok(())
+    }
+
+    /// What is to be started, in which order.
+    fn levels(&self, domains: &[Domain]) -> Vec<Vec<Job>> {
+        let mut jobs = self.jobs(domains);
+        jobs.retain(|job| job.image.is_some() || self.is_to_be_created(job, domains, domains));
+        levels(jobs, Job::order)
     }
 
     /// What is to be started, images before files.
@@ -113,7 +133,7 @@ impl Start<'_> {
         if settings.restore.value {
             // Once the newer image is used up, the older one would count.
             for image in superseded.iter().filter_map(|path| Image::open(path).ok()) {
-                set_aside(image, "there is a newer image of its guest", self.run.report);
+                self.set_aside(image, "there is a newer image of its guest");
             }
             jobs.extend(self.without_running(images, domains).into_iter().map(Job::of_image));
         } else {
@@ -147,7 +167,7 @@ impl Start<'_> {
                 None => waiting.push(image),
                 Some(domain) if domain.state == State::Running && domain.is_manageable() => {
                     let why = format!("its guest runs already, as domain {}", domain.domid);
-                    set_aside(image, &why, self.run.report);
+                    self.set_aside(image, &why);
                 }
                 Some(domain) => {
                     self.report_in_the_way(&image, domain);
@@ -156,6 +176,14 @@ impl Start<'_> {
             }
         }
         waiting
+    }
+
+    fn set_aside(&self, image: Image, why: &str) {
+        if self.dry {
+            self.run.report.warn(&format!("{}: {why}; it would be set aside", image.path.display()));
+        } else {
+            set_aside(image, why, self.run.report);
+        }
     }
 
     /// A guest that is paused or moving may be on its way to run; one that has ended is not.

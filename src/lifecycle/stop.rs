@@ -14,7 +14,7 @@ use super::{Identity, Run, is_alive, is_finished, name, reason};
 use crate::guest_config::{GuestConfig, PerGuest, StopAction};
 use crate::image::{Consumed, Image, SaveDirectory};
 use crate::report::Action;
-use crate::settings::ShutdownOptions;
+use crate::settings::{Settings, ShutdownOptions};
 use crate::toolstack::{Domain, Domid, Ending, Error, ShutdownReason, State};
 
 /// How often guests that come back (by a reboot, or because somebody starts them) are stopped again.
@@ -41,7 +41,7 @@ pub fn stop(run: &Run<'_>) {
     run.report.summary("stop", begun.elapsed());
 }
 
-struct Stop<'a> {
+pub(super) struct Stop<'a> {
     run: &'a Run<'a>,
     begun: Instant,
     /// The end of the time for the whole stop.
@@ -65,6 +65,40 @@ enum Then {
     Nothing,
 }
 
+/// What is tried with a guest, one after the other.
+pub(super) struct Chain {
+    /// Destroy it, and nothing else.
+    pub(super) at_once: bool,
+    /// Save it.
+    pub(super) save: bool,
+    /// Shut it down.
+    pub(super) shutdown: Option<ShutdownOptions>,
+    /// Destroy it if it is there even in the end.
+    pub(super) destroy: bool,
+}
+
+impl Chain {
+    /// By the settings and by what the guest's file asks for.
+    pub(super) fn new(settings: &Settings, wish: &PerGuest) -> Chain {
+        let shut_down = wish.stop == Some(StopAction::Shutdown);
+        let shutdown = settings.shutdown.value.filter(|_| !shut_down);
+        Chain {
+            at_once: wish.stop == Some(StopAction::Destroy),
+            save: settings.save.value.is_some() && !shut_down,
+            shutdown: shutdown.or_else(|| shut_down.then_some(ShutdownOptions { wait: true })),
+            destroy: wish.destroy.unwrap_or(settings.destroy.value),
+        }
+    }
+}
+
+/// The limit of a step: the guest's own or that of the settings.
+pub(super) fn step_limit(settings: &Settings, wish: &PerGuest) -> Option<Duration> {
+    match wish.stop_timeout {
+        Some(limit) => Some(limit).filter(|limit| !limit.is_zero()),
+        None => settings.stop_maxwait.value,
+    }
+}
+
 /// One guest on its way down.
 struct Task<'a> {
     guest: &'a Domain,
@@ -75,7 +109,7 @@ struct Task<'a> {
 }
 
 impl<'a> Stop<'a> {
-    fn new(run: &'a Run<'a>, begun: Instant) -> Stop<'a> {
+    pub(super) fn new(run: &'a Run<'a>, begun: Instant) -> Stop<'a> {
         Stop {
             run,
             begun,
@@ -133,7 +167,7 @@ impl<'a> Stop<'a> {
     }
 
     /// All domains that stop may act on.
-    fn guests(&self) -> Result<Vec<Domain>, Error> {
+    pub(super) fn guests(&self) -> Result<Vec<Domain>, Error> {
         let mut guests = self.run.toolstack.domains()?;
         guests.retain(Domain::is_manageable);
         Ok(guests)
@@ -141,7 +175,7 @@ impl<'a> Stop<'a> {
 
     /// All guests, or with AUTO_ONLY those whose name a file of the AUTO directory has. If that can't be known, it is
     /// none of them.
-    fn select(&self, mut guests: Vec<Domain>) -> Vec<Domain> {
+    pub(super) fn select(&self, mut guests: Vec<Domain>) -> Vec<Domain> {
         if self.run.settings.auto_only.value {
             guests.retain(|guest| self.auto.iter().any(|config| config.name == name(guest)));
         }
@@ -149,7 +183,7 @@ impl<'a> Stop<'a> {
     }
 
     /// What the guest's file asks for.
-    fn wish(&self, guest: &Domain) -> PerGuest {
+    pub(super) fn wish(&self, guest: &Domain) -> PerGuest {
         let identity = Identity { name: name(guest).to_owned(), uuid: Some(guest.uuid) };
         let config = self.auto.iter().find(|config| Identity::of_config(config).is_same_guest(&identity));
         config.map(|config| config.per_guest.clone()).unwrap_or_default()
@@ -234,7 +268,7 @@ impl<'a> Stop<'a> {
     }
 
     /// The levels in which guests stop, the first of them last: driver domains, then the others in their order.
-    fn stop_order<'g>(&self, guests: &'g [Domain]) -> Vec<Vec<&'g Domain>> {
+    pub(super) fn stop_order<'g>(&self, guests: &'g [Domain]) -> Vec<Vec<&'g Domain>> {
         let drivers = self.driver_domains(guests);
         let (drivers, others): (Vec<_>, Vec<_>) = guests.iter().partition(|guest| drivers.contains(&guest.domid));
         let order = |guest: &&Domain| self.wish(guest).order;
@@ -244,7 +278,7 @@ impl<'a> Stop<'a> {
     }
 
     /// The guests that others get their disks or networks from.
-    fn driver_domains(&self, guests: &[Domain]) -> HashSet<Domid> {
+    pub(super) fn driver_domains(&self, guests: &[Domain]) -> HashSet<Domid> {
         if guests.len() < 2 {
             return HashSet::new();
         }
@@ -265,7 +299,8 @@ impl<'a> Stop<'a> {
         if is_finished(guest) {
             return self.clean_up(guest);
         }
-        if task.wish.stop == Some(StopAction::Destroy) {
+        let chain = Chain::new(self.run.settings, &task.wish);
+        if chain.at_once {
             return self.destroy(guest);
         }
         let Some(guest) = self.send_sysrq(guest) else { return };
@@ -273,11 +308,7 @@ impl<'a> Stop<'a> {
             return; // Suspended: it can't answer. The end of the stop reports it.
         }
         let task = Task { guest: &guest, wish: task.wish.clone(), deadline: task.deadline };
-        let directory = directory.filter(|_| task.wish.stop != Some(StopAction::Shutdown));
-        let shutdown = match task.wish.stop {
-            Some(StopAction::Shutdown) => Some(ShutdownOptions { wait: true }),
-            _ => self.run.settings.shutdown.value,
-        };
+        let (directory, shutdown) = (directory.filter(|_| chain.save), chain.shutdown);
         if directory.is_some() || shutdown.is_some() {
             self.wake(&guest);
         }
@@ -463,7 +494,7 @@ impl<'a> Stop<'a> {
         let everything = settings.shutdown_all.value.is_some() || !settings.auto_only.value;
         let guests = self.guests()?;
         all_at_once(guests.iter().collect(), |guest: &Domain| {
-            let destroy = self.wish(guest).destroy.unwrap_or(settings.destroy.value);
+            let destroy = Chain::new(settings, &self.wish(guest)).destroy;
             if !everything && !selected.contains(&guest.uuid) {
                 self.run.report.note(&format!("{}: left running, it is not of AUTO", name(guest)));
             } else if is_finished(guest) {
@@ -498,10 +529,7 @@ impl<'a> Stop<'a> {
 
     /// The end of a step that begins now: by the guest's own limit or that of the settings, and by the deadline.
     fn limit(&self, wish: &PerGuest, deadline: Option<Instant>) -> Option<Instant> {
-        let step = match wish.stop_timeout {
-            Some(limit) => Some(limit).filter(|limit| !limit.is_zero()),
-            None => self.run.settings.stop_maxwait.value,
-        };
+        let step = step_limit(self.run.settings, wish);
         let step = step.and_then(|limit| Instant::now().checked_add(limit));
         [step, deadline].into_iter().flatten().min()
     }

@@ -24,6 +24,7 @@ struct Dom0 {
     host: Host,
     library: Library,
     control: Control,
+    interrupt: Arc<Interrupt>,
 }
 
 /// How a run of the program ended and what it said.
@@ -84,17 +85,18 @@ impl Dom0 {
         let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
         let control = Control::open(&path);
         control.host(json!({ "domains": guests }));
-        Self { directory, host, library, control }
+        let interrupt = Arc::new(Interrupt::new().expect("a descriptor"));
+        Self { directory, host, library, control, interrupt }
     }
 
     fn run(&self, action: &str) -> Ended {
         let said = Said::default();
         let report = Reporter::new(Box::new(said.clone()), Box::new(said.clone()));
         let cli = Cli::try_parse_from(["xendomains", action]).expect("usage");
-        let interrupt = Arc::new(Interrupt::new().expect("a descriptor"));
+        let interrupt = &self.interrupt;
         let open =
             |verbose: bool| -> Result<Box<dyn xendomains::toolstack::Toolstack>, Box<dyn std::error::Error>> {
-                Ok(Box::new(Libxl::with_library(self.library.clone(), verbose, Arc::clone(&interrupt))?))
+                Ok(Box::new(Libxl::with_library(self.library.clone(), verbose, Arc::clone(interrupt))?))
             };
         let begun = Instant::now();
         let program = Program {
@@ -146,6 +148,11 @@ impl Dom0 {
         guests
     }
 
+    /// Whether this was called for a guest.
+    fn called(&self, call: &str, guest: &str) -> bool {
+        called(&self.control.state(), call, guest)
+    }
+
     /// No guest ran twice, or from an image that was not its last state, and libxl was not misused.
     fn expect_sound(&self) {
         let state = self.control.state();
@@ -156,6 +163,10 @@ impl Dom0 {
 
 fn eight() -> Value {
     (1..=8).map(|n| json!({"name": format!("g{n}")})).collect()
+}
+
+fn called(state: &Value, call: &str, guest: &str) -> bool {
+    state["calls"].as_array().expect("calls").iter().any(|made| made["call"] == call && made["name"] == guest)
 }
 
 /// Everything but `g3` was dealt with as usual.
@@ -238,12 +249,7 @@ fn a_guest_that_can_not_be_resumed_is_reported_and_left_alone() {
     assert_eq!(stop.code, 1, "{}", stop.said);
     assert!(stop.said.contains("web") && stop.said.contains("SUSPENDED"), "{}", stop.said);
     assert_eq!(dom0.guests(), [("web".to_owned(), false)], "db is done, web is still there: {}", stop.said);
-    let asked = dom0.control.state()["calls"]
-        .as_array()
-        .expect("calls")
-        .iter()
-        .any(|call| call["call"] == "libxl_domain_shutdown" && call["name"] == "web");
-    assert!(!asked, "it can't answer a shutdown request");
+    assert!(!dom0.called("libxl_domain_shutdown", "web"), "it can't answer a shutdown request");
     dom0.expect_sound();
 }
 
@@ -274,12 +280,7 @@ fn a_guest_without_pv_drivers_gets_the_power_button() {
     let dom0 = Dom0::new(guests, "XENDOMAINS_SAVE=\n");
     let stop = dom0.run("stop");
     assert_eq!((stop.code, dom0.guests()), (0, vec![]), "{}", stop.said);
-    let pressed = dom0.control.state()["calls"]
-        .as_array()
-        .expect("calls")
-        .iter()
-        .any(|call| call["call"] == "libxl_send_trigger");
-    assert!(pressed);
+    assert!(dom0.called("libxl_send_trigger", "win"));
 }
 
 #[test]
@@ -361,4 +362,85 @@ fn migrations_stub_domains_and_xenstore_domains_are_not_touched() {
         assert!(left.iter().any(|name| name == kept), "{kept} is gone: {left:?}\n{}", stop.said);
     }
     assert!(!left.iter().any(|name| name == "win"), "{left:?}");
+}
+
+#[test]
+fn told_to_end_a_stop_lets_the_guests_run_on_that_it_was_saving() {
+    for (settings, fault) in [
+        ("", json!({"call": "libxl_domain_suspend", "complete": "never", "partial_bytes": 4096})),
+        ("XENDOMAINS_SAVE=\n", json!({"call": "libxl_domain_shutdown", "complete": "never"})),
+    ] {
+        let guests = json!([{"name": "web", "guest": {"shutdown": "ignore"}}]);
+        let dom0 = Dom0::new(guests, &format!("XENDOMAINS_STOP_MAXWAIT=0\n{settings}"));
+        dom0.control.script(fault.clone());
+        let call = fault["call"].as_str().expect("a name");
+        let stop = std::thread::scope(|scope| {
+            let stop = scope.spawn(|| dom0.run("stop"));
+            dom0.control.wait(|state| called(state, call, "web"));
+            dom0.interrupt.ask();
+            stop.join().expect("no panic")
+        });
+        assert_eq!(stop.code, 1, "{}", stop.said);
+        assert!(stop.said.contains("told to end"), "{}", stop.said);
+        assert_eq!(dom0.guests(), [("web".to_owned(), true)], "{}", stop.said);
+        assert_eq!(dom0.images(), [""; 0]);
+        assert!(stop.took < Duration::from_secs(10), "{:?}", stop.took);
+        dom0.expect_sound();
+    }
+}
+
+#[test]
+fn one_of_eight_guests_broken_in_any_way_costs_the_others_nothing() {
+    let broken: [(&str, &str, Value, Value); 5] = [
+        ("reboots instead", "", json!({"shutdown": "reboot"}), json!([])),
+        ("crashes instead", "", json!({"shutdown": "crash"}), json!([])),
+        ("crashes while it is saved", "/save", json!({"suspend": "crash"}), json!([])),
+        ("ignores the suspend", "/save", json!({"suspend": "ignore", "timeout_ms": 500}), json!([])),
+        (
+            "can't be destroyed",
+            "/save",
+            json!({}),
+            json!([{"call": "libxl_domain_destroy", "domain": "g3", "nth": 1, "error": -3}]),
+        ),
+    ];
+    for (what, save, behaviour, script) in broken {
+        let mut guests = eight();
+        guests[2]["guest"] = behaviour;
+        let dom0 = Dom0::new(guests, "XENDOMAINS_STOP_MAXWAIT=3\n");
+        if save.is_empty() {
+            let file = dom0.directory.path().join("settings");
+            let text = fs::read_to_string(&file).expect("the settings") + "XENDOMAINS_SAVE=\n";
+            fs::write(file, text).expect("a file");
+        }
+        dom0.control.script(script);
+        let stop = dom0.run("stop");
+        // A reboot or a crash is an end too; the rest is a failure that names the guest.
+        let is_end = save.is_empty();
+        assert_eq!(stop.code, u8::from(!is_end), "{what}: {}", stop.said);
+        assert!(is_end || stop.said.contains("g3: "), "{what}: {}", stop.said);
+        let others: Vec<_> = dom0.guests().into_iter().filter(|(name, _)| name != "g3").collect();
+        assert_eq!(others, [], "{what}: {}", stop.said);
+        assert!(stop.took < Duration::from_secs(20), "{what}: {:?}", stop.took);
+        dom0.expect_sound();
+    }
+}
+
+#[test]
+fn guests_of_one_order_stop_before_those_of_the_next_begin() {
+    let dom0 =
+        Dom0::new(json!([{"name": "dns", "guest": {"down_ms": 20}}, {"name": "web"}]), "XENDOMAINS_SAVE=\n");
+    for (name, order) in [("dns", 1), ("web", 2)] {
+        dom0.auto(name);
+        let file = dom0.directory.path().join("auto").join(name);
+        let text = fs::read_to_string(&file).expect("a file");
+        fs::write(file, format!("{text}xendomains = [ \"order={order}\" ]\n")).expect("a file");
+    }
+    let stop = dom0.run("stop");
+    assert_eq!((stop.code, dom0.guests()), (0, vec![]), "{}", stop.said);
+    let calls = dom0.control.state()["calls"].clone();
+    let made = |call: &str, guest: &str| {
+        let calls = calls.as_array().expect("calls");
+        calls.iter().position(|made| made["call"] == call && made["name"] == guest)
+    };
+    assert!(made("libxl_domain_destroy", "web") < made("libxl_domain_shutdown", "dns"), "{calls}");
 }

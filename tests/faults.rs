@@ -99,13 +99,8 @@ impl Dom0 {
                 Ok(Box::new(Libxl::with_library(self.library.clone(), verbose, Arc::clone(interrupt))?))
             };
         let begun = Instant::now();
-        let program = Program {
-            host: &self.host,
-            open: &open,
-            report: &report,
-            interrupt: &interrupt,
-            sleep: &std::thread::sleep,
-        };
+        let program =
+            Program { host: &self.host, open: &open, report: &report, interrupt, sleep: &std::thread::sleep };
         let code = run(&program, &cli).code();
         let took = begun.elapsed();
         let said = String::from_utf8(said.0.lock().expect("not poisoned").clone()).expect("UTF-8");

@@ -81,8 +81,7 @@ impl Program<'_> {
             return Err(self.refuse(&self.no_settings_file(), Exit::Settings));
         };
         let xen_host = self.xen_host(starts)?;
-        let _lock =
-            Lock::acquire(&self.host.lock_file).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
+        let _lock = self.lock(purposes).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
         let run = self.run(&settings, &xen_host, &*toolstack);
         for purpose in purposes {
@@ -200,6 +199,28 @@ impl Program<'_> {
     fn no_settings_file(&self) -> String {
         let files: Vec<_> = self.host.settings_files.iter().map(|file| file.display().to_string()).collect();
         format!("no settings file ({})", files.join(", "))
+    }
+
+    /// One start or stop at a time. A stop waits for another one, and tells a start to end.
+    fn lock(&self, purposes: &[Purpose]) -> Result<Lock, lock::Error> {
+        let path = &self.host.lock_file;
+        let work = match purposes {
+            [Purpose::Stop] => "stop",
+            [Purpose::Start] => "start",
+            _ => "restart",
+        };
+        let holder = match Lock::acquire(path, work) {
+            Err(lock::Error::Busy(holder)) if work == "stop" => holder,
+            other => return other,
+        };
+        if holder.work.as_deref() == Some("stop") {
+            self.report.note(&format!("{holder}: waiting for it"));
+        } else {
+            self.report.note(&format!("{holder}: telling it to end, and waiting for it"));
+            // That it can't be told means that it is about to end, or that one can only wait for it.
+            let _ = holder.tell_to_end();
+        }
+        Lock::wait(path, work, self.interrupt)
     }
 
     /// A broken xl.conf keeps guests from being started, as it does with `xl create`, but never from being stopped.
@@ -373,8 +394,8 @@ mod tests {
     #[test]
     fn the_second_is_told_who_is_at_work() {
         let machine = Machine::new("");
-        let lock = Lock::acquire(&machine.host.lock_file).expect("free");
-        let said = machine.run(&["stop"]);
+        let lock = Lock::acquire(&machine.host.lock_file, "stop").expect("free");
+        let said = machine.run(&["start"]);
         assert_eq!((said.exit, said.calls), (Exit::Failed, None));
         assert!(said.err.contains(&format!("process {}", std::process::id())), "{}", said.err);
         assert_eq!(machine.run(&["status"]).exit, Exit::AllRunning);

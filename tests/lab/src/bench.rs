@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -174,6 +175,12 @@ impl<'h> Bench<'h> {
         self.wait_for_tick(name, before + 3)?;
         let boots = counter::boots(self.host, name)?;
         ensure!(boots == 1, "{name} has booted {boots} times, so it was started anew");
+        Ok(())
+    }
+
+    /// Waits until a file in dom0 has a line with this text.
+    pub fn wait_for_line(&self, file: &str, text: &str) -> Result<()> {
+        self.host.wait_for_line(file, |line| line.contains(text), Duration::from_secs(60))?;
         Ok(())
     }
 

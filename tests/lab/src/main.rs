@@ -6,6 +6,7 @@
 //! `lab-tests --program FILE [--xen RELEASE] [FILTER…]`; the last line counts: `N passed, N failed`.
 
 mod bench;
+mod lifecycle;
 mod scenarios;
 
 use std::path::{Path, PathBuf};
@@ -109,7 +110,8 @@ fn run() -> Result<bool> {
     let lab = Lab::open(&workspace)?;
     let wanted =
         |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|f| name.contains(f.as_str()));
-    let waiting: Vec<_> = scenarios::ALL.iter().rev().filter(|(name, _)| wanted(name)).collect();
+    let waiting: Vec<_> =
+        scenarios::ALL.iter().chain(lifecycle::ALL).rev().filter(|(name, _)| wanted(name)).collect();
     if waiting.is_empty() {
         bail!("no scenario has a name like that");
     }

@@ -25,8 +25,8 @@ use report::{Exit, Reporter};
 use settings::Settings;
 use toolstack::Toolstack;
 
-/// Opens the toolstack; the argument is whether its own log is wanted.
-pub type OpenToolstack<'a> = &'a dyn Fn(bool) -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>>;
+/// Opens the toolstack for a host with this xl.conf; the other argument is whether its own log is wanted.
+pub type OpenToolstack<'a> = &'a dyn Fn(&XlConf, bool) -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>>;
 
 /// What the program works with.
 pub struct Program<'a> {
@@ -77,7 +77,7 @@ impl Program<'_> {
         self.refuse_all(&lifecycle::unsupported_in_auto(&settings, &xen_host), Exit::Settings)?;
         let _lock =
             Lock::acquire(&self.host.lock_file).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
+        let toolstack = self.toolstack(&xen_host, cli.verbose, Exit::NoToolstack)?;
         let run = Run {
             host: self.host,
             settings: &settings,
@@ -110,7 +110,7 @@ impl Program<'_> {
             self.report.warn(&error.to_string());
             XlConf::default()
         }));
-        let toolstack = self.toolstack(cli.verbose, Exit::Unknown)?;
+        let toolstack = self.toolstack(&xen_host, cli.verbose, Exit::Unknown)?;
         let overview = lifecycle::overview(&settings, &xen_host, &*toolstack, self.report)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Unknown))?;
         let answer = if json { overview.json() } else { overview.table() };
@@ -164,8 +164,9 @@ impl Program<'_> {
         }
     }
 
-    fn toolstack(&self, verbose: bool, exit: Exit) -> Result<Box<dyn Toolstack>, Exit> {
-        (self.open)(verbose).map_err(|error| self.refuse(&format!("no usable toolstack: {error}"), exit))
+    fn toolstack(&self, xen_host: &XenHost, verbose: bool, exit: Exit) -> Result<Box<dyn Toolstack>, Exit> {
+        (self.open)(&xen_host.xl_conf, verbose)
+            .map_err(|error| self.refuse(&format!("no usable toolstack: {error}"), exit))
     }
 
     fn answer(&self, text: &str, exit: Exit) -> Result<(), Exit> {
@@ -225,7 +226,7 @@ mod tests {
             let mock = std::sync::Arc::new(Mock::default());
             mock.domain("web", State::Running);
             let opened = std::sync::atomic::AtomicBool::new(false);
-            let open = |_: bool| -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
+            let open = |_: &XlConf, _: bool| -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
                 opened.store(true, std::sync::atomic::Ordering::Relaxed);
                 Ok(Box::new(std::sync::Arc::clone(&mock)))
             };
@@ -355,7 +356,7 @@ mod tests {
         let machine = Machine::new("");
         let (out, err) = (Buffer::default(), Buffer::default());
         let report = Reporter::new(Box::new(out), Box::new(err.clone()));
-        let open = |_: bool| Err("no libxl".into());
+        let open = |_: &XlConf, _: bool| Err("no libxl".into());
         let program = Program { host: &machine.host, open: &open, report: &report, sleep: &|_| {} };
         for (word, exit) in [("start", Exit::NoToolstack), ("stop", Exit::NoToolstack), ("status", Exit::Unknown)]
         {

@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let program = Program {
         host: &Host::default(),
-        open: &|verbose| Ok(Box::new(Libxl::open(verbose)?)),
+        open: &|xl_conf, verbose| Ok(Box::new(Libxl::open(xl_conf, verbose)?)),
         report: &Reporter::new(Box::new(io::stdout()), Box::new(io::stderr())),
         sleep: &thread::sleep,
     };

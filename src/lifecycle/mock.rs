@@ -16,7 +16,7 @@ use crate::host::{Host, fake_dom0};
 use crate::image::{Image, NewImage, SaveDirectory};
 use crate::report::{Buffer, Exit, Reporter};
 use crate::settings::Settings;
-use crate::toolstack::{Domain, Domid, Error, ShutdownReason, State, Toolstack};
+use crate::toolstack::{Domain, Domid, Error, Note, ShutdownReason, State, Toolstack};
 
 /// How a call goes wrong, or differently.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -173,14 +173,14 @@ impl Toolstack for Mock {
         })
     }
 
-    fn create(&self, guest: &GuestConfig, _: Option<Instant>) -> Result<Domid, Error> {
+    fn create(&self, guest: &GuestConfig, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
         self.with(|world| {
             world.call("create", &guest.name)?;
             Ok(world.add(&guest.name, guest.uuid, State::Paused))
         })
     }
 
-    fn restore(&self, image: &Image, _: Option<Instant>) -> Result<Domid, Error> {
+    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
         self.with(|world| {
             world.call("restore", &image.name)?;
             Ok(world.add(&image.name, image.uuid, State::Paused))
@@ -280,11 +280,11 @@ impl Toolstack for Arc<Mock> {
     fn domains(&self) -> Result<Vec<Domain>, Error> {
         (**self).domains()
     }
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>) -> Result<Domid, Error> {
-        (**self).create(guest, deadline)
+    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
+        (**self).create(guest, deadline, note)
     }
-    fn restore(&self, image: &Image, deadline: Option<Instant>) -> Result<Domid, Error> {
-        (**self).restore(image, deadline)
+    fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
+        (**self).restore(image, deadline, note)
     }
     fn unpause(&self, domid: Domid) -> Result<(), Error> {
         (**self).unpause(domid)

@@ -124,7 +124,8 @@ impl Start<'_> {
     }
 
     fn try_to_restore(&self, image: Image) -> Result<(), String> {
-        let domid = self.run.toolstack.restore(&image, None).map_err(|error| reason(&error))?;
+        let note = |text: &str| self.run.report.note(&format!("{}: {text}", image.name));
+        let domid = self.run.toolstack.restore(&image, None, &note).map_err(|error| reason(&error))?;
         if let Some(consumed) = self.let_run(domid, Some(image))? {
             // It will never be restored again, whether it can be removed or not.
             if let Err(error) = consumed.remove() {
@@ -238,7 +239,8 @@ impl Start<'_> {
         if let Some((key, path)) = guest.missing_files().first() {
             return Err(format!("{}: {key}: there is no file {}", guest.path.display(), path.display()));
         }
-        let domid = self.run.toolstack.create(guest, None).map_err(|error| reason(&error))?;
+        let note = |text: &str| self.run.report.note(&format!("{}: {text}", guest.name));
+        let domid = self.run.toolstack.create(guest, None, &note).map_err(|error| reason(&error))?;
         if let Some(aside) = self.let_run(domid, left.take_unwanted(guest))? {
             let why = "its guest was started without it, because RESTORE is not true";
             tell_aside(&aside.image().path, why, &aside, self.run.report);

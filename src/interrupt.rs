@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,14 @@ pub struct Interrupt {
     parked: Mutex<Vec<Thread>>,
     /// Wakes [`pause`](Self::pause).
     changed: Condvar,
+    /// What else is to be done.
+    wakers: Mutex<Vec<Waker>>,
     /// Readable once it was asked for, for those who wait with `poll`.
     event: OwnedFd,
 }
+
+/// Wakes those who wait for something else.
+type Waker = Box<dyn Fn() + Send>;
 
 /// While it exists its thread is unparked when the program is asked to end.
 pub struct Parked<'a>(&'a Interrupt);
@@ -36,6 +41,7 @@ impl Interrupt {
             asked: AtomicBool::new(false),
             parked: Mutex::default(),
             changed: Condvar::new(),
+            wakers: Mutex::default(),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -54,6 +60,14 @@ impl Interrupt {
             thread.unpark();
         }
         self.changed.notify_all();
+        for wake in &*self.wakers() {
+            wake();
+        }
+    }
+
+    /// Has this done when the program is asked to end, to wake who waits in other ways. It must not wait itself.
+    pub fn when_asked(&self, wake: impl Fn() + Send + 'static) {
+        self.wakers().push(Box::new(wake));
     }
 
     /// Becomes readable, and stays so, when the program is asked to end.
@@ -80,8 +94,12 @@ impl Interrupt {
         }
     }
 
-    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<Thread>> {
+    fn threads(&self) -> MutexGuard<'_, Vec<Thread>> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wakers(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,9 +137,12 @@ mod tests {
             let pausing = scope.spawn(|| interrupt.pause(Duration::MAX));
             let brief = scope.spawn(|| interrupt.pause(Duration::from_millis(1)));
             brief.join().expect("it ends by itself");
+            let (woken, news) = std::sync::mpsc::channel();
+            interrupt.when_asked(move || woken.send(()).unwrap_or_default());
             interrupt.ask();
             parked.join().expect("woken");
             pausing.join().expect("woken");
+            news.recv().expect("woken");
         });
         assert!(interrupt.is_asked() && is_readable(&interrupt) && is_readable(&interrupt));
         assert!(interrupt.threads().is_empty());

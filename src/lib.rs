@@ -28,8 +28,8 @@ use report::{Exit, Reporter};
 use settings::Settings;
 use toolstack::Toolstack;
 
-/// Opens the toolstack; the argument is whether its own log is wanted.
-pub type OpenToolstack<'a> = &'a dyn Fn(bool) -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>>;
+/// Opens the toolstack for a host with this xl.conf; the other argument is whether its own log is wanted.
+pub type OpenToolstack<'a> = &'a dyn Fn(&XlConf, bool) -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>>;
 
 /// What the program works with.
 pub struct Program<'a> {
@@ -82,7 +82,7 @@ impl Program<'_> {
         };
         let xen_host = self.xen_host(starts)?;
         let _lock = self.lock(purposes).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
+        let toolstack = self.toolstack(&xen_host, cli.verbose, Exit::NoToolstack)?;
         let run = self.run(&settings, &xen_host, &*toolstack);
         for purpose in purposes {
             match purpose {
@@ -113,7 +113,7 @@ impl Program<'_> {
             self.report.warn(&error.to_string());
             XlConf::default()
         }));
-        let toolstack = self.toolstack(cli.verbose, Exit::Unknown)?;
+        let toolstack = self.toolstack(&xen_host, cli.verbose, Exit::Unknown)?;
         let overview = lifecycle::overview(&settings, &xen_host, &*toolstack, self.report)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Unknown))?;
         let answer = if json { overview.json() } else { overview.table() };
@@ -135,7 +135,7 @@ impl Program<'_> {
             Settings::defaults()
         });
         let xen_host = self.xen_host(purpose == Purpose::Start)?;
-        let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
+        let toolstack = self.toolstack(&xen_host, cli.verbose, Exit::NoToolstack)?;
         let plan = plan(&self.run(&settings, &xen_host, &*toolstack))
             .map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         let answer = if options.json { plan.json() } else { plan.text() };
@@ -238,8 +238,9 @@ impl Program<'_> {
         }
     }
 
-    fn toolstack(&self, verbose: bool, exit: Exit) -> Result<Box<dyn Toolstack>, Exit> {
-        (self.open)(verbose).map_err(|error| self.refuse(&format!("no usable toolstack: {error}"), exit))
+    fn toolstack(&self, xen_host: &XenHost, verbose: bool, exit: Exit) -> Result<Box<dyn Toolstack>, Exit> {
+        (self.open)(&xen_host.xl_conf, verbose)
+            .map_err(|error| self.refuse(&format!("no usable toolstack: {error}"), exit))
     }
 
     fn answer(&self, text: &str, exit: Exit) -> Result<(), Exit> {
@@ -299,7 +300,7 @@ mod tests {
             let mock = std::sync::Arc::new(Mock::default());
             mock.domain("web", State::Running);
             let opened = std::sync::atomic::AtomicBool::new(false);
-            let open = |_: bool| -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
+            let open = |_: &XlConf, _: bool| -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
                 opened.store(true, std::sync::atomic::Ordering::Relaxed);
                 Ok(Box::new(std::sync::Arc::clone(&mock)))
             };
@@ -420,7 +421,7 @@ mod tests {
         let machine = Machine::new("");
         let (out, err) = (Buffer::default(), Buffer::default());
         let report = Reporter::new(Box::new(out), Box::new(err.clone()));
-        let open = |_: bool| Err("no libxl".into());
+        let open = |_: &XlConf, _: bool| Err("no libxl".into());
         let interrupt = Interrupt::new().expect("a descriptor");
         let program =
             Program { host: &machine.host, open: &open, report: &report, interrupt: &interrupt, sleep: &|_| {} };

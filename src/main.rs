@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     };
     let program = Program {
         host: &Host::default(),
-        open: &|verbose| Ok(Box::new(Libxl::open(verbose, Arc::clone(&interrupt))?)),
+        open: &|xl_conf, verbose| Ok(Box::new(Libxl::open(xl_conf, verbose, Arc::clone(&interrupt))?)),
         report: &report,
         interrupt: &interrupt,
         sleep: &|time| interrupt.pause(time),

@@ -11,6 +11,7 @@
 
 pub mod auto;
 mod disk;
+mod dom0_mem;
 mod keys;
 mod mapping;
 mod per_guest;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::keys::{Keys, Number};
-use super::{Diagnostic, Error};
+use super::{Diagnostic, Error, dom0_mem};
 
 /// Whether memory is taken from dom0 when a guest needs it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,18 @@ pub enum Autoballoon {
     On,
     /// Never.
     Off,
+}
+
+impl Autoballoon {
+    /// Whether memory is taken from dom0 on a host of Xen 4.`release` with this command line of the hypervisor. `None`:
+    /// the hypervisor could not be asked.
+    pub fn is_on(self, release: u32, xen_command_line: Option<&str>) -> bool {
+        match self {
+            Self::On => true,
+            Self::Off => false,
+            Self::Auto => !xen_command_line.is_some_and(|line| dom0_mem::is_fixed(line, release)),
+        }
+    }
 }
 
 /// A CPU mask for all guests of a kind, which can't be applied yet.
@@ -182,6 +194,20 @@ mod tests {
             (Some(64), Some(1024), Some(1))
         );
         assert_eq!(conf.warnings.len(), 2);
+    }
+
+    #[test]
+    fn memory_is_taken_from_dom0_unless_it_is_fixed() {
+        let fixed = Some("placeholder dom0_mem=1G");
+        for (autoballoon, line, expected) in [
+            (Autoballoon::On, fixed, true),
+            (Autoballoon::Off, None, false),
+            (Autoballoon::Auto, fixed, false),
+            (Autoballoon::Auto, Some("placeholder"), true),
+            (Autoballoon::Auto, None, true),
+        ] {
+            assert_eq!(autoballoon.is_on(17, line), expected, "{autoballoon:?} {line:?}");
+        }
     }
 
     #[test]

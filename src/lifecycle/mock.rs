@@ -17,7 +17,7 @@ use crate::image::{Image, NewImage, SaveDirectory};
 use crate::interrupt::Interrupt;
 use crate::report::{Buffer, Exit, Reporter};
 use crate::settings::Settings;
-use crate::toolstack::{Domain, Domid, Ending, Error, ShutdownReason, State, Toolstack};
+use crate::toolstack::{Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack};
 
 /// How a call goes wrong, or differently.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -191,14 +191,14 @@ impl Toolstack for Mock {
         })
     }
 
-    fn create(&self, guest: &GuestConfig, _: Option<Instant>) -> Result<Domid, Error> {
+    fn create(&self, guest: &GuestConfig, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
         self.with(|world| {
             world.call("create", &guest.name)?;
             Ok(world.add(&guest.name, guest.uuid, State::Paused))
         })
     }
 
-    fn restore(&self, image: &Image, _: Option<Instant>) -> Result<Domid, Error> {
+    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
         self.with(|world| {
             world.call("restore", &image.name)?;
             Ok(world.add(&image.name, image.uuid, State::Paused))
@@ -304,11 +304,11 @@ impl Toolstack for Arc<Mock> {
     fn domains(&self) -> Result<Vec<Domain>, Error> {
         (**self).domains()
     }
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>) -> Result<Domid, Error> {
-        (**self).create(guest, deadline)
+    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
+        (**self).create(guest, deadline, note)
     }
-    fn restore(&self, image: &Image, deadline: Option<Instant>) -> Result<Domid, Error> {
-        (**self).restore(image, deadline)
+    fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
+        (**self).restore(image, deadline, note)
     }
     fn unpause(&self, domid: Domid) -> Result<(), Error> {
         (**self).unpause(domid)

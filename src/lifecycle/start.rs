@@ -287,8 +287,14 @@ impl<'a> Start<'a> {
         }
     }
 
+    /// Says what the toolstack waits for before it builds a guest.
+    fn note(&self, guest: &str) -> impl Fn(&str) {
+        move |text| self.run.report.note(&format!("{guest}: {text}"))
+    }
+
     fn try_to_restore(&self, image: Image) -> Result<(), String> {
-        let domid = self.build(&image.name, || self.run.toolstack.restore(&image, None))?;
+        let restore = || self.run.toolstack.restore(&image, None, &self.note(&image.name));
+        let domid = self.build(&image.name, restore)?;
         if let Some(consumed) = self.let_run(domid, Some(image))? {
             // It will never be restored again, whether it can be removed or not.
             if let Err(error) = consumed.remove() {
@@ -390,7 +396,8 @@ impl<'a> Start<'a> {
         if let Some((key, path)) = guest.missing_files().first() {
             return Err(format!("{}: {key}: there is no file {}", guest.path.display(), path.display()));
         }
-        let domid = self.build(&guest.name, || self.run.toolstack.create(guest, None))?;
+        let create = || self.run.toolstack.create(guest, None, &self.note(&guest.name));
+        let domid = self.build(&guest.name, create)?;
         if let Some(aside) = self.let_run(domid, unwanted)? {
             let why = "its guest was started without it, because RESTORE is not true";
             tell_aside(&aside.image().path, why, &aside, self.run.report);

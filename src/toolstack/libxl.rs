@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, Wake, Waker};
@@ -14,8 +15,10 @@ use xenlight::{
     LogRecord, LogSink, Operation, Release, SaveFlags, Trigger, Wait,
 };
 
-use super::{Domain, Domid, Ending, Error, ShutdownReason, State, Toolstack};
-use crate::guest_config::GuestConfig;
+use super::create_lock;
+use super::memory::{Demand, Memory, Room};
+use super::{Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack};
+use crate::guest_config::{GuestConfig, XlConf};
 use crate::image::{Image, NewImage};
 use crate::interrupt::Interrupt;
 
@@ -43,6 +46,8 @@ pub struct Libxl {
     context: Context,
     verbose: bool,
     interrupt: Arc<Interrupt>,
+    /// Where memory for guests comes from. `None`: from what is free only.
+    memory: Option<Memory>,
 }
 
 /// Writes libxl's log to standard error as it comes.
@@ -63,22 +68,33 @@ fn connect(library: &Library, verbose: bool) -> Result<Context, xenlight::Error>
 }
 
 impl Libxl {
-    /// Opens the libxl of the running hypervisor. `verbose` has its log written to standard error; `interrupt` ends
-    /// every wait that has a limit.
+    /// Opens the libxl of the running hypervisor. xl.conf says whether dom0 gives memory back for guests, and which lock
+    /// is xl's. `verbose` has libxl's log written to standard error; `interrupt` ends every wait that has a limit.
     ///
     /// # Errors
     /// When there is no such library, its release is not one that is known to work, or it can't connect.
-    pub fn open(verbose: bool, interrupt: Arc<Interrupt>) -> Result<Self, OpenError> {
-        Self::with_library(Library::open_running()?, verbose, interrupt)
+    pub fn open(xl_conf: &XlConf, verbose: bool, interrupt: Arc<Interrupt>) -> Result<Self, OpenError> {
+        Self::with_library(Library::open_running()?, xl_conf, verbose, interrupt)
     }
 
     /// Uses an opened library.
     ///
     /// # Errors
     /// When libxl can't connect to the hypervisor or to xenstored.
-    pub fn with_library(library: Library, verbose: bool, interrupt: Arc<Interrupt>) -> Result<Self, OpenError> {
+    pub fn with_library(
+        library: Library,
+        xl_conf: &XlConf,
+        verbose: bool,
+        interrupt: Arc<Interrupt>,
+    ) -> Result<Self, OpenError> {
         let context = connect(&library, verbose).map_err(OpenError::Connect)?;
-        Ok(Self { library, context, verbose, interrupt })
+        let version = context.version().ok();
+        let command_line = version.as_ref().map(|version| version.commandline.as_str());
+        let memory = xl_conf.autoballoon.is_on(context.release().minor, command_line).then(|| {
+            let lock = xl_conf.lockfile.as_deref().unwrap_or(Path::new(create_lock::DEFAULT));
+            Memory::new(context.clone(), lock, Arc::clone(&interrupt))
+        });
+        Ok(Self { library, context, verbose, interrupt, memory })
     }
 
     /// The release in use.
@@ -90,6 +106,25 @@ impl Libxl {
     /// one builds would wait for each other, and all other calls for them.
     fn builder(&self, action: &'static str) -> Result<Context, Error> {
         connect(&self.library, self.verbose).map_err(|e| failed(action, &e))
+    }
+
+    /// Sees to it that there is memory for a guest, where that is done. Keeps xl's lock and the memory until dropped.
+    fn make_room(
+        &self,
+        context: &Context,
+        action: &'static str,
+        config: &DomainConfig,
+        deadline: Option<Instant>,
+        note: Note<'_>,
+    ) -> Result<Option<Room<'_>>, Error> {
+        let Some(memory) = &self.memory else { return Ok(None) };
+        let need_kib = context.needed_memory_kib(config).map_err(|e| failed(action, &e))?;
+        let guest = config.name().unwrap_or_default();
+        let demand = Demand { guest, uuid: config.uuid().unwrap_or_default(), need_kib, deadline };
+        memory
+            .make_room(&demand, note)
+            .map(Some)
+            .map_err(|e| Error { timed_out: e.timed_out(), ..Error::new(action, e.to_string()) })
     }
 
     fn finish_build(
@@ -297,21 +332,23 @@ impl Toolstack for Libxl {
             .collect())
     }
 
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>) -> Result<Domid, Error> {
+    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
         const ACTION: &str = "create";
         let context = self.builder(ACTION)?;
-        let build = DomainConfig::from_json(guest.json.clone()).and_then(|config| context.create(&config));
-        self.finish_build(&context, ACTION, build, deadline)
+        let config = DomainConfig::from_json(guest.json.clone()).map_err(|e| failed(ACTION, &e))?;
+        let _room = self.make_room(&context, ACTION, &config, deadline, note)?;
+        self.finish_build(&context, ACTION, context.create(&config), deadline)
     }
 
-    fn restore(&self, image: &Image, deadline: Option<Instant>) -> Result<Domid, Error> {
+    fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
         const ACTION: &str = "restore";
         let context = self.builder(ACTION)?;
         let stream =
             image.stream().map_err(|e| Error::new(ACTION, format!("can't read {}: {e}", image.path.display())))?;
-        let build = DomainConfig::from_json(without_domid(image.config.clone()))
-            .and_then(|config| context.restore(&config, stream.into()));
-        self.finish_build(&context, ACTION, build, deadline)
+        let config =
+            DomainConfig::from_json(without_domid(image.config.clone())).map_err(|e| failed(ACTION, &e))?;
+        let _room = self.make_room(&context, ACTION, &config, deadline, note)?;
+        self.finish_build(&context, ACTION, context.restore(&config, stream.into()), deadline)
     }
 
     fn unpause(&self, domid: Domid) -> Result<(), Error> {

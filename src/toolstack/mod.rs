@@ -3,7 +3,9 @@
 //! [`libxl`] implements it in-process. Everything above this module is written against [`Toolstack`] only, so
 //! that a host without a usable libxl can be served by another implementation.
 
+mod create_lock;
 pub mod libxl;
+mod memory;
 
 use std::time::{Duration, Instant};
 
@@ -123,6 +125,9 @@ pub enum Ending {
     Gone,
 }
 
+/// Is told what a call waits for, when that is not the guest's own doing and may take long.
+pub type Note<'a> = &'a dyn Fn(&str);
+
 /// What start, stop and status need of a toolstack.
 ///
 /// Calls block until libxl (or the command) reports completion and may be made from several threads at once. A
@@ -136,11 +141,11 @@ pub trait Toolstack: Send + Sync {
     fn domains(&self) -> Result<Vec<Domain>, Error>;
 
     /// Creates a guest and leaves it paused. After an error no half-made domain is left.
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>) -> Result<Domid, Error>;
+    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error>;
 
     /// Builds a guest from a saved image and leaves it paused; the image file is only read. After an error no
     /// half-made domain is left.
-    fn restore(&self, image: &Image, deadline: Option<Instant>) -> Result<Domid, Error>;
+    fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error>;
 
     /// Lets a paused guest run.
     fn unpause(&self, domid: Domid) -> Result<(), Error>;

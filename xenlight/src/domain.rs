@@ -625,6 +625,8 @@ impl Context {
     }
 }
 
+const SET_TARGET: &str = "set memory target";
+
 /// # Memory
 impl Context {
     /// Memory that no domain uses, KiB.
@@ -677,6 +679,66 @@ impl Context {
         let rc = unsafe { self.user.lib().libxl_get_memory_target(self.user.ctx(), domid, &mut kib) };
         self.user.check("query memory target", Some(domid), mark, rc)?;
         Ok(kib)
+    }
+
+    /// Tells a domain how much memory to have from now on, KiB, its video memory included. Its balloon driver then gives
+    /// memory back to the hypervisor or takes some, as far as it can and in its own time: see
+    /// [`Context::wait_for_memory_target`]. `enforce` also makes it the hypervisor's limit for the domain.
+    ///
+    /// Waits for other changes of the domain's configuration, in any process, with the context locked.
+    ///
+    /// # Errors
+    /// More than the domain's maximum, less than 128 MiB for dom0, or no such domain. Nothing has changed then.
+    ///
+    /// Wraps `libxl_set_memory_target`.
+    #[doc(alias = "libxl_set_memory_target")]
+    pub fn set_memory_target_kib(&self, domid: Domid, kib: u64, enforce: bool) -> Result<()> {
+        let Ok(target) = i64::try_from(kib) else {
+            let cause = Cause::BadArgument(format!("{kib} KiB is more than libxl can take"));
+            return Err(Error::new(SET_TARGET, Some(domid), cause));
+        };
+        self.memory_target(domid, target, false, enforce)
+    }
+
+    /// As [`Context::set_memory_target_kib`], with the difference to the target that the domain has now. What would be
+    /// less than nothing is nothing.
+    ///
+    /// # Errors
+    /// As [`Context::set_memory_target_kib`].
+    ///
+    /// Wraps `libxl_set_memory_target`.
+    #[doc(alias = "libxl_set_memory_target")]
+    pub fn change_memory_target_kib(&self, domid: Domid, by_kib: i64, enforce: bool) -> Result<()> {
+        self.memory_target(domid, by_kib, true, enforce)
+    }
+
+    fn memory_target(&self, domid: Domid, kib: i64, relative: bool, enforce: bool) -> Result<()> {
+        let mark = self.user.logger.mark();
+        let (relative, enforce) = (c_int::from(relative), c_int::from(enforce));
+        // SAFETY: the context is alive; all else are plain numbers.
+        let rc =
+            unsafe { self.user.lib().libxl_set_memory_target(self.user.ctx(), domid, kib, relative, enforce) };
+        self.user.check(SET_TARGET, Some(domid), mark, rc)
+    }
+
+    /// Waits until a domain has no more memory than its target says. `patience`, in whole seconds (rounded up), is how
+    /// long it may go without giving any back.
+    ///
+    /// Blocks this thread, without the context's lock: libxl looks every two seconds, for the first time after two. So a
+    /// slow domain that goes on giving memory back takes longer than `patience`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Fail`] when the patience was used up, or the domain's memory grew meanwhile.
+    ///
+    /// Wraps `libxl_wait_for_memory_target`.
+    #[doc(alias = "libxl_wait_for_memory_target")]
+    pub fn wait_for_memory_target(&self, domid: Domid, patience: Duration) -> Result<()> {
+        let seconds = patience.as_secs() + u64::from(patience.subsec_nanos() > 0);
+        let seconds = c_int::try_from(seconds).unwrap_or(c_int::MAX);
+        let mark = self.user.logger.mark();
+        // SAFETY: the context is alive; all else are plain numbers.
+        let rc = unsafe { self.user.lib().libxl_wait_for_memory_target(self.user.ctx(), domid, seconds) };
+        self.user.check("wait for memory target", Some(domid), mark, rc)
     }
 }
 

@@ -486,6 +486,46 @@ fn short_calls_do_what_they_say() {
 }
 
 #[test]
+fn a_domain_gives_memory_back_as_far_as_it_can() {
+    let fake = Fake::new(json!({"free_kb": 1 << 20, "dom0_floor_kb": 1 << 20}));
+    let context = fake.context(None);
+    let dom0 = || (context.memory_target_kib(0).expect("a target"), context.info(0).expect("dom0").current_kib);
+    let patience = Duration::from_millis(9500);
+    context.change_memory_target_kib(0, -(512 << 10), false).expect("it may");
+    context.wait_for_memory_target(0, patience).expect("it can");
+    assert_eq!((dom0(), context.free_memory_kib().expect("a number")), ((1536 << 10, 1536 << 10), 1536 << 10));
+    context.set_memory_target_kib(0, 512 << 10, false).expect("it may");
+    let error = context.wait_for_memory_target(0, patience).expect_err("it can't");
+    assert_eq!((error.domid(), error.code()), (Some(0), Some(ErrorCode::Fail)));
+    assert_eq!(dom0(), (512 << 10, 1 << 20));
+    // Less than libxl leaves to dom0, and more than there is of it: nothing changes.
+    context.change_memory_target_kib(0, -(512 << 10), false).expect_err("nothing left for dom0");
+    context.set_memory_target_kib(0, 4 << 20, true).expect_err("above its maximum");
+    let error = context.set_memory_target_kib(0, u64::MAX, false).expect_err("no such amount");
+    assert!(matches!(error.cause(), Cause::BadArgument(_)), "{error}");
+    assert_eq!(dom0(), (512 << 10, 1 << 20));
+    let calls = fake.control.state()["calls"].as_array().expect("calls").clone();
+    let of = |name: &str| -> Vec<Value> {
+        calls.iter().filter(|call| call["call"] == name).map(|call| call["args"].clone()).collect()
+    };
+    assert_eq!(of("libxl_wait_for_memory_target"), [json!({"seconds": 10}), json!({"seconds": 10})]);
+    let targets = of("libxl_set_memory_target");
+    assert_eq!(targets[0], json!({"target_kb": -524_288, "relative": true, "enforce": false}));
+    assert_eq!(targets[1], json!({"target_kb": 524_288, "relative": false, "enforce": false}));
+    assert_eq!(targets[3], json!({"target_kb": 4_194_304, "relative": false, "enforce": true}));
+    assert_eq!(targets.len(), 4);
+}
+
+#[test]
+fn asking_what_a_guest_needs_does_not_change_its_configuration() {
+    let (_fake, context) = Fake::web();
+    let config = config("x");
+    let before = config.as_json().clone();
+    context.needed_memory_kib(&config).expect("a number");
+    assert_eq!(*config.as_json(), before);
+}
+
+#[test]
 fn every_release_lists_its_domains() {
     for minor in 14..=20 {
         let directory = tempfile::tempdir().expect("a directory");

@@ -195,6 +195,8 @@ pub struct World {
     pub next_domid: u32,
     pub total_kb: u64,
     pub free_kb: u64,
+    /// How far dom0 can come down: the rest it uses itself.
+    pub dom0_floor_kb: u64,
     pub cpus: u32,
     pub xen_commandline: String,
     /// Behaviour of guests by name, `*` for all others.
@@ -220,8 +222,10 @@ impl Default for World {
             next_domid: 1,
             total_kb: 16 << 20,
             free_kb: 12 << 20,
+            dom0_floor_kb: 512 << 10,
             cpus: 4,
-            xen_commandline: "placeholder".into(),
+            // A host whose dom0 keeps its memory: what wants it to give some back says so.
+            xen_commandline: "placeholder dom0_mem=2G,max:2G".into(),
             guests: BTreeMap::new(),
             releases: 0,
             due: Vec::new(),
@@ -317,6 +321,22 @@ impl World {
 
     pub fn behaviour(&self, name: Option<&str>) -> Guest {
         name.and_then(|n| self.guests.get(n)).or_else(|| self.guests.get("*")).cloned().unwrap_or_default()
+    }
+
+    /// Sets what a balloon driver aims at, and lets it come as near as it can: at once, it is a quick one.
+    pub fn set_target(&mut self, domid: u32, wanted_kb: u64) {
+        let floor = if domid == 0 { self.dom0_floor_kb } else { 0 };
+        let Some(domain) = self.domains.get_mut(&domid) else {
+            return;
+        };
+        domain.target_kb = wanted_kb;
+        let before = domain.memory_kb;
+        domain.memory_kb = if wanted_kb < before {
+            wanted_kb.max(floor.min(before))
+        } else {
+            before + self.free_kb.min(wanted_kb - before)
+        };
+        self.free_kb = self.free_kb + before - domain.memory_kb;
     }
 
     pub fn by_name(&self, name: &str) -> Option<u32> {

@@ -575,6 +575,8 @@ fn userdata_memory_names_and_host() {
         assert_eq!(lib.libxl_set_memory_target(ctx.get(), domid, -1024, 1, 0), 0);
         assert_eq!(lib.libxl_get_memory_target(ctx.get(), domid, &raw mut kb), 0);
         assert_eq!(kb, 131_072 - 1024);
+        assert_eq!(lib.libxl_wait_for_memory_target(ctx.get(), domid, 1), 0);
+        assert_eq!(lib.libxl_set_memory_target(ctx.get(), 99, 1024, 0, 0), ERROR_LOCK_FAIL);
 
         let name = lib.libxl_domid_to_name(ctx.get(), domid);
         assert_eq!(std::ffi::CStr::from_ptr(name), c"web");

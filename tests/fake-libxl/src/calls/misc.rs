@@ -3,7 +3,7 @@
 use super::config as blocks;
 use crate::abi::{self, ChildHooks, ERROR_NAMES, INVALID_DOMID, Raw, error, event};
 use crate::config;
-use crate::runtime::{self, enter, locked, refuse, release, simple, world};
+use crate::runtime::{self, Ctx, enter, locked, refuse, release, simple, world};
 use serde_json::{Value, json};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::time::{Duration, Instant};
@@ -245,28 +245,21 @@ pub extern "C" fn libxl_set_memory_target(
     let args = json!({"target_kb": target_kb, "relative": relative != 0, "enforce": enforce != 0});
     simple(ctx, "libxl_set_memory_target", Some(domid), args, false, |_| {
         world(|w| {
-            let free = w.free_kb;
-            let Some(d) = w.domains.get_mut(&domid) else {
-                return error::FAIL;
+            let Some(d) = w.domains.get(&domid) else {
+                return error::LOCK_FAIL;
             };
-            let wanted = if relative != 0 {
-                d.target_kb.checked_add_signed(target_kb)
-            } else {
+            let wanted = if relative == 0 {
                 u64::try_from(target_kb).ok()
+            } else {
+                Some(d.target_kb.saturating_add_signed(target_kb))
             };
-            let Some(wanted) = wanted else {
-                return error::INVAL;
-            };
-            if wanted > d.max_kb || (domid == 0 && wanted < 128 * 1024) {
-                return error::INVAL;
+            match wanted {
+                Some(wanted) if wanted <= d.max_kb && (domid != 0 || wanted >= 128 * 1024) => {
+                    w.set_target(domid, wanted);
+                    0
+                }
+                _ => error::INVAL,
             }
-            if wanted > d.memory_kb && wanted - d.memory_kb > free {
-                return error::FAIL;
-            }
-            w.free_kb = free + d.memory_kb - wanted;
-            d.target_kb = wanted;
-            d.memory_kb = wanted;
-            0
         })
     })
 }
@@ -285,24 +278,23 @@ pub extern "C" fn libxl_get_memory_target(ctx: *mut c_void, domid: u32, target: 
     })
 }
 
-/// Polls, as libxl does, without the context's lock.
-fn wait_until(seconds: c_int, done: impl Fn() -> bool) -> c_int {
-    let end = Instant::now() + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-    while !done() {
-        if Instant::now() >= end {
-            return error::FAIL;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    0
-}
-
+/// Without the context's lock, as in libxl. The fake's balloon drivers have done all that they can when they have been
+/// told; libxl would wait in vain for as many seconds as it is given.
 #[unsafe(no_mangle)]
 pub extern "C" fn libxl_wait_for_memory_target(ctx: *mut c_void, domid: u32, seconds: c_int) -> c_int {
-    if runtime::context(ctx, "libxl_wait_for_memory_target").is_none() {
+    let call = "libxl_wait_for_memory_target";
+    let Some(ctx) = runtime::context(ctx, call) else {
         return error::INVAL;
-    }
-    wait_until(seconds, || world(|w| w.domains.get(&domid).is_none_or(|d| d.memory_kb <= d.target_kb)))
+    };
+    let record = Ctx::record(call, Some(domid), None, json!({"seconds": seconds}));
+    let rule = ctx.begin(call, Some(domid), None);
+    let reached = world(|w| w.domains.get(&domid).map(|d| d.memory_kb <= d.target_kb));
+    let rc = match reached {
+        Some(true) => 0,
+        Some(false) => error::FAIL,
+        None => error::DOMAIN_NOTFOUND,
+    };
+    Ctx::returned(record, rule.start_error.or(rule.error).unwrap_or(rc))
 }
 
 #[unsafe(no_mangle)]
@@ -310,10 +302,15 @@ pub extern "C" fn libxl_wait_for_free_memory(ctx: *mut c_void, _domid: u32, kb: 
     if runtime::context(ctx, "libxl_wait_for_free_memory").is_none() {
         return error::INVAL;
     }
-    match wait_until(seconds, || world(|w| w.free_kb) >= kb) {
-        0 => 0,
-        _ => error::NOMEM,
+    // Polls, as libxl does, without the context's lock.
+    let end = Instant::now() + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    while world(|w| w.free_kb) < kb {
+        if Instant::now() >= end {
+            return error::NOMEM;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
+    0
 }
 
 // ---- the host

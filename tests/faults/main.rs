@@ -1,9 +1,11 @@
 //! The whole program over the fake libxl: what happens to guests when calls fail, stall or never come back.
 
+mod memory;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -11,9 +13,11 @@ use fake_libxl::Control;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use xendomains::cli::Cli;
+use xendomains::guest_config::XlConf;
 use xendomains::host::Host;
 use xendomains::interrupt::Interrupt;
 use xendomains::report::Reporter;
+use xendomains::toolstack::Toolstack;
 use xendomains::toolstack::libxl::Libxl;
 use xendomains::{Program, run};
 use xenlight::{Library, Release};
@@ -35,11 +39,30 @@ struct Ended {
 }
 
 #[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
+struct Said(Arc<(Mutex<Vec<u8>>, Condvar)>);
+
+impl Said {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.0.lock().expect("not poisoned").clone()).expect("UTF-8")
+    }
+
+    /// Waits until this has been said.
+    fn wait_for(&self, words: &str) {
+        let (said, more) = &*self.0;
+        let not_yet = |said: &mut Vec<u8>| !String::from_utf8_lossy(said).contains(words);
+        let said = said.lock().expect("not poisoned");
+        let (said, waited) =
+            more.wait_timeout_while(said, Duration::from_secs(20), not_yet).expect("not poisoned");
+        assert!(!waited.timed_out(), "{words:?} is missing in:\n{}", String::from_utf8_lossy(&said));
+    }
+}
 
 impl Write for Said {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("not poisoned").write(bytes)
+        let (said, more) = &*self.0;
+        let written = said.lock().expect("not poisoned").write(bytes);
+        more.notify_all();
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -90,21 +113,24 @@ impl Dom0 {
     }
 
     fn run(&self, action: &str) -> Ended {
-        let said = Said::default();
+        self.run_and_say(action, &Said::default())
+    }
+
+    /// Runs the program; what it says can be read meanwhile.
+    fn run_and_say(&self, action: &str, said: &Said) -> Ended {
         let report = Reporter::new(Box::new(said.clone()), Box::new(said.clone()));
         let cli = Cli::try_parse_from(["xendomains", action]).expect("usage");
         let interrupt = &self.interrupt;
-        let open =
-            |verbose: bool| -> Result<Box<dyn xendomains::toolstack::Toolstack>, Box<dyn std::error::Error>> {
-                Ok(Box::new(Libxl::with_library(self.library.clone(), verbose, Arc::clone(interrupt))?))
-            };
+        let open = |xl_conf: &XlConf, verbose: bool| -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
+            let interrupt = Arc::clone(interrupt);
+            Ok(Box::new(Libxl::with_library(self.library.clone(), xl_conf, verbose, interrupt)?))
+        };
         let begun = Instant::now();
         let program =
             Program { host: &self.host, open: &open, report: &report, interrupt, sleep: &std::thread::sleep };
         let code = run(&program, &cli).code();
         let took = begun.elapsed();
-        let said = String::from_utf8(said.0.lock().expect("not poisoned").clone()).expect("UTF-8");
-        Ended { code, said, took }
+        Ended { code, said: said.text(), took }
     }
 
     fn auto(&self, name: &str) {

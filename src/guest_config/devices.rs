@@ -44,7 +44,8 @@ fn add(m: &mut Mapping<'_>, name: &str, device: Value) {
 
 /// `disk`
 pub(super) fn disk(m: &mut Mapping<'_>) -> Done {
-    list(m, "disk", "disks", &mut |item, _, _| disk::parse(item))
+    let release = m.host.release;
+    list(m, "disk", "disks", &mut |item, _, warnings| disk::parse(item, release, warnings))
 }
 
 /// `vif`

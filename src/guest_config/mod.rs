@@ -7,18 +7,28 @@
 //! - `syntax`: the grammar
 //! - `keys`: typed access with xl's rules for warnings and errors
 //! - `table`: every key of xl, and what becomes of it; `rules`: the keys that need more than a line in the table
+//! - `devices`: the keys that describe devices; `disk`, `vif`, `pci` and others: the languages of their items
 //! - [`auto`]: the directory of guests to start at boot
 
 pub mod auto;
+mod channel;
+mod devices;
 mod disk;
+mod display;
 mod dom0_mem;
+mod items;
 mod keys;
 mod mapping;
+mod p9;
+mod pci;
 mod per_guest;
 mod rules;
 mod syntax;
 mod table;
+mod usb;
 mod vif;
+mod virtio;
+mod vsnd;
 mod xen_host;
 mod xl_conf;
 

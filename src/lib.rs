@@ -10,6 +10,7 @@ pub mod image;
 pub mod interrupt;
 pub mod lifecycle;
 pub mod lock;
+pub mod needs;
 pub mod report;
 pub mod settings;
 pub mod spelling;

@@ -9,6 +9,7 @@ use super::workers::{in_order, lock};
 use super::{Identity, Run, is_alive, name, reason, state_word};
 use crate::guest_config::GuestConfig;
 use crate::image::{Consumed, Image};
+use crate::needs;
 use crate::report::Action;
 use crate::settings::{DEFAULT_CREATE_JOBS, DEFAULT_RESTORE_JOBS};
 use crate::toolstack::{Domain, Domid, Error, State};
@@ -235,8 +236,8 @@ impl Start<'_> {
     }
 
     fn try_to_create(&self, guest: &GuestConfig, left: &Left) -> Result<(), String> {
-        if let Some((key, path)) = guest.missing_files().first() {
-            return Err(format!("{}: {key}: there is no file {}", guest.path.display(), path.display()));
+        if let Some(missing) = needs::missing(&needs::needs(&guest.json)).first() {
+            return Err(format!("{}: {missing} is not there", guest.path.display()));
         }
         let domid = self.run.toolstack.create(guest, None).map_err(|error| reason(&error))?;
         if let Some(aside) = self.let_run(domid, left.take_unwanted(guest))? {

@@ -352,8 +352,10 @@ mod tests {
         wait_through(
             &[Need::Bridge("xenbr0".to_owned()), Need::Gateway("xenbr0".to_owned())],
             vec![
-                Box::new(|| ip("link set lo name xenbr0")),
-                Box::new(|| ip("address add 2001:db8::1/64 dev xenbr0")),
+                Box::new(|| {
+                    ip("link set lo name xenbr0");
+                    ip("address add 2001:db8::1/64 dev xenbr0");
+                }),
                 Box::new(|| ip("address add 192.0.2.1/24 dev xenbr0")),
             ],
         );

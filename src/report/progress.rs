@@ -83,7 +83,9 @@ impl Progress {
 }
 
 fn show(bar: &ProgressBar, done: u64, total: u64) {
-    bar.set_length(total);
+    if bar.length() != Some(total) {
+        bar.set_length(total);
+    }
     bar.set_position(done.min(total));
 }
 

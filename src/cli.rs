@@ -30,13 +30,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Restore saved guests, then start the guests of the AUTO directory that don't run yet.
-    Start,
+    Start(Output),
     /// Save the guests that run, or shut them down.
-    Stop,
+    Stop(Output),
     /// Stop, then start.
-    Restart,
+    Restart(Output),
     /// The same as restart.
-    Reload,
+    Reload(Output),
     /// List the guests that run, and those that should or are saved.
     Status(Status),
     /// Say what start or stop would do now, in which order, and what it takes; touch nothing.
@@ -52,6 +52,20 @@ pub enum Command {
     Check(Check),
     /// Print the libxl JSON that a guest configuration file means, as `xl create -n` does.
     Config(Config),
+}
+
+/// How `start`, `stop` and `check` answer.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Print one JSON document at the end, instead of lines while guests are worked on.
+    ///
+    /// It has the fields "exit" (the exit code), "seconds" (how long everything took), "actions" and "messages", the
+    /// latter two in the order in which things happened. An action has "guest", "action" (restore, start, sysrq, save,
+    /// shutdown, shutdown-request, clean-up, stop), "result" (done or failed), "seconds" and "reason" (why it failed, or
+    /// null). A message has "level" (error, warning or note) and "text". There may be more fields and words in later
+    /// versions. What failed or is doubtful is also written to standard error, as without this option.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `status`.
@@ -88,6 +102,10 @@ pub struct Check {
     /// Look at these guest configuration files (xl.cfg) only, instead of everything that the settings name.
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
+
+    /// How it answers.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Arguments of `config`.

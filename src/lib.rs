@@ -10,6 +10,7 @@ pub mod image;
 pub mod interrupt;
 pub mod lifecycle;
 pub mod lock;
+pub mod needs;
 pub mod report;
 pub mod settings;
 pub mod spelling;
@@ -45,18 +46,42 @@ pub struct Program<'a> {
     pub sleep: &'a (dyn Fn(Duration) + Sync),
 }
 
+/// What reports to those who have started this process with this command line.
+pub fn reporter(cli: &Cli) -> Reporter {
+    use Command as C;
+    let acts = matches!(cli.command, C::Start(_) | C::Stop(_) | C::Restart(_) | C::Reload(_));
+    // The toolstack's own log is written beside the reporter.
+    Reporter::of_process(acts, !cli.verbose)
+}
+
 /// Does what the command line says.
 pub fn run(program: &Program<'_>, cli: &Cli) -> Exit {
+    match &cli.command {
+        Command::Start(output)
+        | Command::Stop(output)
+        | Command::Restart(output)
+        | Command::Reload(output)
+        | Command::Check(cli::Check { output, .. })
+            if output.json =>
+        {
+            program.report.as_json();
+        }
+        _ => {}
+    }
     let ended = match &cli.command {
-        Command::Start => program.act(cli, &[Purpose::Start]),
-        Command::Stop => program.act(cli, &[Purpose::Stop]),
-        Command::Restart | Command::Reload => program.act(cli, &[Purpose::Stop, Purpose::Start]),
+        Command::Start(_) => program.act(cli, &[Purpose::Start]),
+        Command::Stop(_) => program.act(cli, &[Purpose::Stop]),
+        Command::Restart(_) | Command::Reload(_) => program.act(cli, &[Purpose::Stop, Purpose::Start]),
         Command::Status(options) => program.status(cli, options.json),
         Command::Plan(options) => program.plan(cli, options),
         Command::Check(options) => program.check(cli, &options.files),
         Command::Config(options) => program.config(&options.file),
     };
-    ended.unwrap_or_else(|exit| exit)
+    let exit = ended.unwrap_or_else(|exit| exit);
+    match program.report.finish(exit) {
+        Ok(()) => exit,
+        Err(error) => program.refuse(&format!("standard output: {error}"), Exit::Failed),
+    }
 }
 
 /// `Err` is an early end.
@@ -368,7 +393,6 @@ mod tests {
             ("if true; then", &["start", "stop", "restart", "reload"][..]),
             ("XENDOMAINS_USLEEP=x", &["start", "stop", "restart"]),
             ("XENDOMAINS_MIGRATE=host", &["stop", "restart"]),
-            ("XENDOMAINS_DEVICE_WAIT=3", &["start", "restart"]),
             ("XENDOMAINS_TOOLSTACK=xm", &["start", "stop"]),
         ] {
             let machine = Machine::new(settings);
@@ -471,6 +495,46 @@ mod tests {
         assert_eq!(machine.run(&["check", good.to_str().expect("text"), bad]).exit, Exit::Failed);
         fs::write(&machine.host.settings_files[0], "oops").expect("write");
         assert_eq!(machine.run(&["check"]).exit, Exit::Settings);
+    }
+
+    #[test]
+    fn as_json_there_is_one_document_whatever_happens() {
+        let read = |said: &Said| -> serde_json::Value {
+            let json: serde_json::Value = serde_json::from_str(&said.out).expect("one document");
+            assert_eq!(json["exit"], said.exit.code());
+            assert!(json["seconds"].is_number());
+            json
+        };
+        let machine = Machine::new("XENDOMAINS_SAEV=/x\n");
+        for word in ["stop", "restart"] {
+            let said = machine.run(&[word, "--json"]);
+            let json = read(&said);
+            let actions = json["actions"].as_array().expect("a list");
+            assert_eq!(actions.len(), if word == "stop" { 1 } else { 2 }, "{json}");
+            let seconds = actions[0]["seconds"].as_f64().expect("a number");
+            assert!((0.0..60.0).contains(&seconds));
+            assert_eq!(
+                actions[0],
+                serde_json::json!({"guest": "web", "action": "save", "result": "done", "seconds": seconds, "reason": null})
+            );
+            assert_eq!(json["messages"][0]["level"], "warning");
+            assert!(said.err.starts_with("warning: "), "{}", said.err);
+        }
+        // A file that can't be used; the message is also where it is without the option.
+        fs::write(machine.dir.path().join("auto/bad"), "name = ").expect("write");
+        let said = machine.run(&["check", "--json"]);
+        let json = read(&said);
+        assert_eq!((said.exit, &json["actions"]), (Exit::Failed, &serde_json::json!([])));
+        assert_eq!(
+            (&json["messages"][0]["level"], &json["messages"][1]["level"]),
+            (&"warning".into(), &"error".into())
+        );
+        assert!(said.err.contains("auto/bad:1: "), "{}", said.err);
+        // An end before anything is done.
+        fs::write(&machine.host.settings_files[0], "oops").expect("write");
+        let said = machine.run(&["start", "--json"]);
+        assert_eq!(said.exit, Exit::Settings);
+        assert_eq!(read(&said)["messages"][0]["level"], "error");
     }
 
     #[test]

@@ -10,13 +10,13 @@ use signal_hook::iterator::Signals;
 use xendomains::cli::Cli;
 use xendomains::host::Host;
 use xendomains::interrupt::Interrupt;
-use xendomains::report::{Exit, Reporter};
+use xendomains::report::Exit;
 use xendomains::toolstack::libxl::Libxl;
-use xendomains::{Program, run};
+use xendomains::{Program, reporter, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let report = Reporter::new(Box::new(io::stdout()), Box::new(io::stderr()));
+    let report = reporter(&cli);
     let interrupt = match listen() {
         Ok(interrupt) => interrupt,
         Err(error) => {

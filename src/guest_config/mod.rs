@@ -178,18 +178,6 @@ impl GuestConfig {
         let path = path.to_owned();
         Ok(Self { path, name, uuid, uuid_given, json, per_guest, warnings: keys.into_warnings(), unknown_keys })
     }
-
-    /// The files that the guest is to be booted from and that are not there, each with the key that names it.
-    ///
-    /// A guest with a bootloader gets kernel and ramdisk from inside its disk, so nothing is looked for then.
-    pub fn missing_files(&self) -> Vec<(&'static str, PathBuf)> {
-        let build = &self.json["b_info"];
-        if build["bootloader"].is_string() {
-            return Vec::new();
-        }
-        let named = ["kernel", "ramdisk"].map(|key| build[key].as_str().map(|path| (key, PathBuf::from(path))));
-        named.into_iter().flatten().filter(|(_, path)| !path.is_file()).collect()
-    }
 }
 
 /// The whole of a regular file. Links are followed; a FIFO is never opened.

@@ -265,17 +265,6 @@ fn unknown_keys_are_collected() {
 }
 
 #[test]
-fn missing_files() {
-    let directory = tempfile::tempdir().unwrap();
-    let kernel = directory.path().join("kernel");
-    std::fs::write(&kernel, "").unwrap();
-    let source = format!("name='g'; kernel='{}'; ramdisk='/nonexistent/initrd'", kernel.display());
-    assert_eq!(parse(&source).missing_files(), [("ramdisk", PathBuf::from("/nonexistent/initrd"))]);
-    assert_eq!(parse(&format!("{source}; bootloader='pygrub'")).missing_files(), []);
-    assert_eq!(guest("pv", "").missing_files(), [("kernel", PathBuf::from("/k"))]);
-}
-
-#[test]
 fn files() {
     let directory = tempfile::tempdir().unwrap();
     let host = XenHost::default();

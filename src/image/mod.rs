@@ -19,6 +19,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use serde_json::Value;
@@ -221,6 +222,8 @@ pub struct Image {
     /// Where libxl's stream starts in the file.
     pub stream_offset: u64,
     id: FileId,
+    /// What [`stream`](Self::stream) has handed out last. Whoever reads that moves the position of this too.
+    handed_out: Arc<Mutex<Option<File>>>,
 }
 
 impl Image {
@@ -242,6 +245,7 @@ impl Image {
             mtime: metadata.modified().map_err(io_error(path, "read its metadata"))?,
             stream_offset: header.stream_offset,
             id: FileId::of(&metadata),
+            handed_out: Arc::default(),
         })
     }
 
@@ -252,7 +256,18 @@ impl Image {
             return Err(io::Error::other(Problem::Replaced.to_string()));
         }
         file.seek(SeekFrom::Start(self.stream_offset))?;
+        *self.handed_out.lock().unwrap_or_else(PoisonError::into_inner) = file.try_clone().ok();
         Ok(file)
+    }
+
+    /// Tells how much of the file has been read through [`stream`](Self::stream), in bytes, also by another process that
+    /// was given it.
+    pub fn read_so_far(&self) -> impl Fn() -> u64 + Send + use<> {
+        let handed_out = Arc::clone(&self.handed_out);
+        move || {
+            let file = handed_out.lock().unwrap_or_else(PoisonError::into_inner);
+            file.as_ref().and_then(|mut file| file.stream_position().ok()).unwrap_or(0)
+        }
     }
 
     /// Renames the file away, durably, so that it is no image any more. To be called when the guest has been built

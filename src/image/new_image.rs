@@ -102,6 +102,12 @@ impl NewImage {
         &self.file
     }
 
+    /// Tells how much of it has been written, in bytes, whoever writes.
+    pub fn written_so_far(&self) -> impl Fn() -> u64 + Send + use<> {
+        let file = Arc::clone(&self.file);
+        move || file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
     /// Writes everything that comes before libxl's stream. `config` is the guest's configuration in libxl's JSON.
     pub fn write_header(&mut self, config: &Value) -> io::Result<()> {
         let found = header::identity(config).map_err(|problem| io::Error::other(problem.to_string()))?;
@@ -237,6 +243,26 @@ mod tests {
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut again.stream().unwrap(), &mut bytes).unwrap();
         assert_eq!(bytes, stream(b"memory"));
+    }
+
+    #[test]
+    fn how_much_is_written_and_read_can_be_told_meanwhile() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SaveDirectory::open(home.path()).unwrap();
+        let mut new = directory.begin("web", 1 << 20).unwrap();
+        let written = new.written_so_far();
+        assert_eq!(written(), 0);
+        write(&mut new, "web");
+        let image = new.commit().unwrap();
+        assert_eq!(written(), image.size);
+        let read = image.read_so_far();
+        assert_eq!(read(), 0);
+        let mut stream = image.stream().unwrap();
+        assert_eq!(read(), image.stream_offset);
+        io::Read::read_exact(&mut stream.try_clone().unwrap(), &mut [0; 4]).unwrap();
+        assert_eq!(read(), image.stream_offset + 4);
+        io::Read::read_to_end(&mut stream, &mut Vec::new()).unwrap();
+        assert_eq!(read(), image.size);
     }
 
     #[test]

@@ -6,11 +6,12 @@ use super::directories::{auto_guests, images};
 use super::status::duration;
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::image::Image;
+use crate::needs;
 use crate::report::Reporter;
 use crate::settings::Settings;
 
 /// Looks through the AUTO and SAVE directories. What can't be used counts as a failure. `on_host` says that this is the
-/// machine on which the guests will run, so that the files that they need must be here.
+/// machine on which the guests will run, so that what they need must be here.
 pub fn check(settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Reporter) {
     let found = auto_guests(settings.auto.value.as_deref(), xen_host);
     found.guests.iter().for_each(|guest| check_guest(guest, on_host, report));
@@ -33,8 +34,8 @@ pub fn check_guest(guest: &GuestConfig, on_host: bool, report: &Reporter) {
         report.warn(&format!("{path}:{}: {}: unknown{hint}", key.line, key.name));
     }
     if on_host {
-        for (key, missing) in guest.missing_files() {
-            report.error(&format!("{path}: {key}: {} is not there", missing.display()));
+        for missing in needs::missing(&needs::needs(&guest.json)) {
+            report.error(&format!("{path}: {missing} is not there"));
         }
     }
     report.note(&describe_guest(guest));

@@ -1,16 +1,19 @@
 //! start: restore the images, and create the guests of the AUTO directory that don't run yet.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unreadable_image_of};
 use super::order::levels;
-use super::workers::{in_order, lock};
+use super::workers::{Places, all_at_once, in_order, lock};
 use super::{Identity, Run, is_alive, name, reason, state_word};
 use crate::guest_config::GuestConfig;
 use crate::image::{self, Consumed, Image};
+use crate::needs::{self, Need};
 use crate::report::Action;
 use crate::settings::{DEFAULT_CREATE_JOBS, DEFAULT_RESTORE_JOBS, RestoreFailed};
 use crate::toolstack::{Domain, Domid, Error, State};
@@ -75,6 +78,15 @@ impl Job {
     fn of_config(config: GuestConfig) -> Job {
         let identity = Identity::of_config(&config);
         Job { identity, image: None, config: Some(config), unwanted: None, unreadable: None }
+    }
+
+    /// What must be there to start it.
+    fn needs(&self) -> Vec<Need> {
+        match (&self.image, &self.config) {
+            (Some(image), _) => needs::needs_to_restore(&image.config),
+            (None, Some(config)) => needs::needs(&config.json),
+            (None, None) => Vec::new(),
+        }
     }
 
     pub(super) fn order(&self) -> Option<i32> {
@@ -202,7 +214,7 @@ impl<'a> Start<'a> {
         let settings = self.run.settings;
         let (restores, mut creations): (Vec<_>, Vec<_>) = level.into_iter().partition(|job| job.image.is_some());
         let jobs = settings.start_jobs.value;
-        in_order(jobs.unwrap_or(DEFAULT_RESTORE_JOBS), restores, |job| self.begin(job, Self::restore));
+        self.side_by_side(jobs.unwrap_or(DEFAULT_RESTORE_JOBS), restores, Self::restore);
         if !creations.is_empty() {
             // What came before may have taken long: look again.
             let domains = self.run.toolstack.domains()?;
@@ -213,9 +225,53 @@ impl<'a> Start<'a> {
                 }
                 wanted
             });
-            in_order(jobs.unwrap_or(DEFAULT_CREATE_JOBS), creations, |job| self.begin(job, Self::create));
+            self.side_by_side(jobs.unwrap_or(DEFAULT_CREATE_JOBS), creations, Self::create);
         }
         Ok(())
+    }
+
+    /// Starts guests in their order, at most `jobs` at once. Those whose disks or bridges are yet to come follow when
+    /// these are there, without holding up the others.
+    fn side_by_side(
+        &self,
+        jobs: NonZeroUsize,
+        guests: Vec<Job>,
+        start: impl Fn(&Self, Job) -> Option<Duration> + Sync,
+    ) {
+        let places = Places::new(jobs);
+        let begin = |job| {
+            let _place = places.take(None);
+            self.begin(job, &start);
+        };
+        let (late, ready): (Vec<_>, Vec<_>) = guests.into_iter().partition(|job| self.is_late(job));
+        thread::scope(|scope| {
+            if !late.is_empty() {
+                scope.spawn(|| {
+                    all_at_once(late, |job| {
+                        self.wait_for_needs(&job);
+                        begin(job);
+                    });
+                });
+            }
+            in_order(jobs, ready, begin);
+        });
+    }
+
+    /// Whether something that the guest needs has to be waited for.
+    fn is_late(&self, job: &Job) -> bool {
+        !self.run.settings.device_wait.value.is_zero() && !needs::missing(&job.needs()).is_empty()
+    }
+
+    /// Waits for what the guest needs. Whether it has come is seen when the guest is built.
+    fn wait_for_needs(&self, job: &Job) {
+        let limit = self.run.settings.device_wait.value;
+        let needs = job.needs();
+        let missing: Vec<_> = needs::missing(&needs).iter().map(ToString::to_string).collect();
+        let (guest, missing) = (&job.identity.name, missing.join(", "));
+        self.run.report.note(&format!("{guest}: waits for {missing}, at most {} s", limit.as_secs()));
+        if let Some(deadline) = Instant::now().checked_add(limit) {
+            let _ = needs::wait(&needs, deadline, self.run.interrupt);
+        }
     }
 
     /// Starts a guest in one of two ways, and then waits as long as is asked for, unless it was the last one.
@@ -235,6 +291,8 @@ impl<'a> Start<'a> {
         let begun = Instant::now();
         let image = job.image.take()?;
         let (guest, path) = (image.name.clone(), image.path.clone());
+        let mut progress = self.run.report.progress(Action::Restore, &guest);
+        progress.follow(image.size, image.read_so_far());
         match self.try_to_restore(image) {
             Ok(()) => {
                 self.run.report.done(Action::Restore, &guest, begun.elapsed());
@@ -287,12 +345,22 @@ impl<'a> Start<'a> {
         }
     }
 
+    /// Whether everything is there that a guest needs.
+    fn look_for(&self, needs: &[Need]) -> Result<(), String> {
+        let Some(missing) = needs::missing(needs).first().map(ToString::to_string) else { return Ok(()) };
+        match self.run.settings.device_wait.value.as_secs() {
+            0 => Err(format!("{missing} is not there")),
+            seconds => Err(format!("{missing} is not there, and did not come within {seconds} s")),
+        }
+    }
+
     /// Says what the toolstack waits for before it builds a guest.
     fn note(&self, guest: &str) -> impl Fn(&str) {
         move |text| self.run.report.note(&format!("{guest}: {text}"))
     }
 
     fn try_to_restore(&self, image: Image) -> Result<(), String> {
+        self.look_for(&needs::needs_to_restore(&image.config))?;
         let restore = || self.run.toolstack.restore(&image, None, &self.note(&image.name));
         let domid = self.build(&image.name, restore)?;
         if let Some(consumed) = self.let_run(domid, Some(image))? {
@@ -393,9 +461,8 @@ impl<'a> Start<'a> {
     }
 
     fn try_to_create(&self, guest: &GuestConfig, unwanted: Option<Image>) -> Result<(), String> {
-        if let Some((key, path)) = guest.missing_files().first() {
-            return Err(format!("{}: {key}: there is no file {}", guest.path.display(), path.display()));
-        }
+        self.look_for(&needs::needs(&guest.json))
+            .map_err(|reason| format!("{}: {reason}", guest.path.display()))?;
         let create = || self.run.toolstack.create(guest, None, &self.note(&guest.name));
         let domid = self.build(&guest.name, create)?;
         if let Some(aside) = self.let_run(domid, unwanted)? {
@@ -673,6 +740,29 @@ mod tests {
         assert_eq!(calls, ["create d", "restore c", "create b", "restore e", "restore stranger", "create a"]);
         // d asks for none, images have none of their own, b for its own, and a is the last.
         assert_eq!(bench.slept(), [Duration::from_secs(7)]);
+    }
+
+    #[test]
+    fn what_a_guest_needs_is_waited_for_without_holding_up_the_others() {
+        let bench = with_settings("XENDOMAINS_DEVICE_WAIT=1\n");
+        bench.auto("a-late", "late");
+        bench.auto("b", "b");
+        let needs = bench.path("late-kernel");
+        let text = fs::read_to_string(bench.path("auto/a-late")).expect("read");
+        let text = text.replace(&bench.path("kernel").display().to_string(), &needs.display().to_string());
+        fs::write(bench.path("auto/a-late"), text).expect("write");
+        assert_eq!(bench.start(), Exit::Failed);
+        assert_eq!(bench.toolstack.calls(), ["create b", "unpause b"]);
+        assert!(
+            bench.out().contains("late: waits for kernel: ") && bench.out().contains("at most 1 s"),
+            "{}",
+            bench.out()
+        );
+        let missing = format!("kernel: {} is not there, and did not come within 1 s", needs.display());
+        assert!(bench.err().contains(&missing), "{}", bench.err());
+        fs::write(&needs, "").expect("write");
+        assert_eq!(bench.run(super::start), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.left(), ["b Running", "late Running"]);
     }
 
     #[test]

@@ -395,6 +395,8 @@ impl<'a> Stop<'a> {
         let mut image = directory
             .begin(name(guest), guest.memory_kib.saturating_mul(1024))
             .map_err(|error| (error.to_string(), Then::NextStep))?;
+        let mut progress = self.run.report.progress(Action::Save, name(guest));
+        progress.follow(guest.memory_kib.saturating_mul(1024), image.written_so_far());
         if let Err(error) = toolstack.save(guest, &mut image, limit) {
             let then = if error.left_suspended { Then::Nothing } else { Then::NextStep };
             return Err((reason(&error), then));

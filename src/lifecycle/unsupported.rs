@@ -22,19 +22,16 @@ pub fn unsupported(settings: &Settings, purpose: Purpose) -> Vec<String> {
             found.push(format!("{origin}: XENDOMAINS_{name}{value} is not supported yet"));
         }
     };
-    let Settings { toolstack, migrate, device_wait, .. } = settings;
+    let Settings { toolstack, migrate, .. } = settings;
     let command = matches!(toolstack.value, ToolstackChoice::Xl | ToolstackChoice::Xm);
     refuse(command, "TOOLSTACK", " other than `auto` or `libxl`", &toolstack.origin);
     match purpose {
-        Purpose::Start => {
-            refuse(!device_wait.value.is_zero(), "DEVICE_WAIT", " other than 0", &device_wait.origin);
-        }
         Purpose::Stop => {
             let Setting { value, origin } = migrate;
             let somewhere = !value.as_encoded_bytes().trim_ascii().is_empty();
             refuse(somewhere, "MIGRATE", &format!("={}", value.to_string_lossy()), origin);
         }
-        Purpose::Status => {}
+        Purpose::Start | Purpose::Status => {}
     }
     found
 }
@@ -53,8 +50,7 @@ mod tests {
             ("XENDOMAINS_MIGRATE=' '", &[]),
             ("XENDOMAINS_DESTROY=true", &[]),
             ("XENDOMAINS_RESTORE_FAILED=start", &[]),
-            ("XENDOMAINS_DEVICE_WAIT=3", &[Start]),
-            ("XENDOMAINS_DEVICE_WAIT=0", &[]),
+            ("XENDOMAINS_DEVICE_WAIT=3", &[]),
             ("XENDOMAINS_TOOLSTACK=xl", &[Start, Stop, Status]),
             ("XENDOMAINS_TOOLSTACK=xm", &[Start, Stop, Status]),
             ("XENDOMAINS_TOOLSTACK=libxl", &[]),

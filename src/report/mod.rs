@@ -3,29 +3,49 @@
 //! Every line is written whole, whichever thread it comes from: what was done goes to standard output, what failed to
 //! standard error. The exit code is taken from what was reported, so that nothing can fail without being said, or be
 //! said without changing the exit code.
+//!
+//! - `sink`: where lines go: the streams, the journal, syslog
+//! - `progress`: bars on a terminal
+//! - `record`: everything as one JSON document instead
 
 mod exit;
+mod progress;
+mod record;
+mod sink;
+mod syslog;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use exit::Exit;
+use indicatif::ProgressDrawTarget;
+use serde::Serialize;
 
-/// Something that is done with a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub use exit::Exit;
+use progress::Bars;
+pub use progress::Progress;
+use record::Record;
+use sink::{Level, Sink};
+
+/// Something that is done with a guest. Its name in JSON is part of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// Build it from its image and let it run.
     Restore,
     /// Create it from its configuration and let it run.
+    #[serde(rename = "start")]
     Create,
     /// Send it SysRq letters.
+    #[serde(rename = "sysrq")]
     SysRq,
     /// Write its image and destroy it.
     Save,
     /// Ask it to shut down, and wait.
+    #[serde(rename = "shutdown")]
     ShutDown,
     /// Ask it to shut down.
+    #[serde(rename = "shutdown-request")]
     AskToShutDown,
     /// End it at once.
     Destroy,
@@ -51,6 +71,21 @@ impl Action {
         }
     }
 
+    /// For work under way.
+    fn doing(self) -> &'static str {
+        match self {
+            Action::Restore => "restoring",
+            Action::Create => "starting",
+            Action::SysRq => "sending SysRq",
+            Action::Save => "saving",
+            Action::ShutDown => "shutting down",
+            Action::AskToShutDown => "asking to shut down",
+            Action::Destroy => "destroying",
+            Action::CleanUp => "cleaning up",
+            Action::Stop => "stopping",
+        }
+    }
+
     /// For a success.
     fn done(self) -> &'static str {
         match self {
@@ -73,8 +108,11 @@ pub struct Reporter {
 }
 
 struct Inner {
-    out: Box<dyn Write + Send>,
-    err: Box<dyn Write + Send>,
+    out: Sink,
+    err: Sink,
+    bars: Bars,
+    /// What takes the place of the lines on standard output, if that is to be JSON.
+    record: Option<Record>,
     /// Successes and failures since the last summary.
     done: Vec<(Action, usize)>,
     failed: usize,
@@ -85,7 +123,41 @@ struct Inner {
 impl Reporter {
     /// Writes what was done to `out` and what failed to `err`.
     pub fn new(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Reporter {
-        Reporter { inner: Mutex::new(Inner { out, err, done: Vec::new(), failed: 0, any_failed: false }) }
+        Reporter::over(Sink::plain(out), Sink::plain(err))
+    }
+
+    /// Writes to this process's standard output and standard error, and to the system's log where those are nobody's to
+    /// read. `acts` is whether the command starts or stops guests; `alone` is whether nothing but the reporter writes to
+    /// the terminal, so that bars can be drawn there.
+    pub fn of_process(acts: bool, alone: bool) -> Reporter {
+        let report = Reporter::over(Sink::of_process(io::stdout(), acts), Sink::of_process(io::stderr(), acts));
+        let is_dumb = std::env::var_os("TERM").is_some_and(|kind| kind == "dumb");
+        if alone && !is_dumb && io::stderr().is_terminal() {
+            report.with_bars(Bars::on(ProgressDrawTarget::stderr()))
+        } else {
+            report
+        }
+    }
+
+    fn over(out: Sink, err: Sink) -> Reporter {
+        let (done, bars) = (Vec::new(), Bars::none());
+        Reporter { inner: Mutex::new(Inner { out, err, bars, record: None, done, failed: 0, any_failed: false }) }
+    }
+
+    fn with_bars(self, bars: Bars) -> Reporter {
+        self.lock().bars = bars;
+        self
+    }
+
+    /// From now on, nothing is written to standard output until [`finish`](Self::finish).
+    pub fn as_json(&self) {
+        self.lock().record = Some(Record::new());
+    }
+
+    /// Ends the program's report: writes the JSON, if that was asked for.
+    pub fn finish(&self, exit: Exit) -> io::Result<()> {
+        let record = self.lock().record.take();
+        record.map_or(Ok(()), |record| self.answer(&record.json(exit)))
     }
 
     /// This was done with a guest.
@@ -95,6 +167,9 @@ impl Reporter {
             Some((_, count)) => *count += 1,
             None => inner.done.push((action, 1)),
         }
+        if let Some(record) = &mut inner.record {
+            record.action(action, guest, took.as_secs_f64(), None);
+        }
         inner.say(&format!("{guest}: {} ({})", action.done(), seconds(took)));
     }
 
@@ -102,24 +177,38 @@ impl Reporter {
     pub fn failed(&self, action: Action, guest: &str, took: Duration, reason: &str) {
         let mut inner = self.lock();
         inner.count_failure();
-        inner.complain(&format!("{guest}: {} FAILED ({}): {reason}", action.name(), seconds(took)));
+        if let Some(record) = &mut inner.record {
+            record.action(action, guest, took.as_secs_f64(), Some(reason));
+        }
+        let line = format!("{guest}: {} FAILED ({}): {reason}", action.name(), seconds(took));
+        inner.complain(Level::Error, &line);
     }
 
     /// Something failed that is not about one guest.
     pub fn error(&self, message: &str) {
         let mut inner = self.lock();
         inner.count_failure();
-        inner.complain(&format!("error: {message}"));
+        inner.message(Level::Error, message);
+        inner.complain(Level::Error, &format!("error: {message}"));
     }
 
     /// Something is doubtful, but nothing has failed.
     pub fn warn(&self, message: &str) {
-        self.lock().complain(&format!("warning: {message}"));
+        let mut inner = self.lock();
+        inner.message(Level::Warning, message);
+        inner.complain(Level::Warning, &format!("warning: {message}"));
     }
 
     /// Something worth knowing.
     pub fn note(&self, message: &str) {
-        self.lock().say(message);
+        let mut inner = self.lock();
+        inner.message(Level::Info, message);
+        inner.say(message);
+    }
+
+    /// This is being done with a guest, and can tell how far it is.
+    pub fn progress(&self, action: Action, guest: &str) -> Progress {
+        self.lock().bars.begin(one_line(&format!("{guest}: {}", action.doing())))
     }
 
     /// Ends a command: one line that sums it up.
@@ -148,7 +237,8 @@ impl Reporter {
 
     /// Writes the answer to a question, such as a table. A reader who has gone away has read enough.
     pub fn answer(&self, text: &str) -> io::Result<()> {
-        let out = &mut self.lock().out;
+        let mut inner = self.lock();
+        let out = inner.out.stream();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             result => result,
@@ -167,21 +257,23 @@ impl Inner {
         self.any_failed = true;
     }
 
+    fn message(&mut self, level: Level, text: &str) {
+        if let Some(record) = &mut self.record {
+            record.message(level, text);
+        }
+    }
+
     fn say(&mut self, line: &str) {
-        print_line(&mut *self.out, line);
+        if self.record.is_some() {
+            self.out.log(Level::Info, line);
+        } else {
+            self.bars.aside(|| self.out.line(Level::Info, line));
+        }
     }
 
-    fn complain(&mut self, line: &str) {
-        print_line(&mut *self.err, line);
+    fn complain(&mut self, level: Level, line: &str) {
+        self.bars.aside(|| self.err.line(level, line));
     }
-}
-
-/// Writes one line in one piece. That nobody reads it (a closed pipe, a full disk under a log) is no reason to leave
-/// guests alone, and there is no place left to say it.
-fn print_line(to: &mut dyn Write, line: &str) {
-    let mut text = one_line(line);
-    text.push('\n');
-    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
 }
 
 /// Makes one line of it: names and messages come from guests and tools, and must not move a terminal's cursor or forge
@@ -259,6 +351,53 @@ mod tests {
              start: 2 restored, 1 started, 1 failure (9.0 s)\n"
         );
         assert_eq!(err, "warning: hm\nbad: start FAILED (2.0 s): no; kernel\n");
+    }
+
+    #[test]
+    fn as_json_the_lines_on_standard_output_are_one_document() {
+        let (out, err) = reported(|report| {
+            report.as_json();
+            report.done(Action::AskToShutDown, "web\n", Duration::from_secs(2));
+            report.failed(Action::Save, "db", Duration::from_millis(1500), "no\nroom");
+            report.note("left running");
+            report.error("lost");
+            report.summary("stop", Duration::ZERO);
+            report.finish(report.exit()).expect("written");
+            report.note("afterwards");
+        });
+        assert_eq!(err, "db: save FAILED (1.5 s): no; room\nerror: lost\n");
+        let document = out.strip_suffix("afterwards\n").expect("the document comes first");
+        let mut json: serde_json::Value = serde_json::from_str(document).expect("JSON");
+        assert!(json["seconds"].take().is_number());
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "exit": 1,
+                "seconds": null,
+                "actions": [
+                    {"guest": "web\n", "action": "shutdown-request", "result": "done", "seconds": 2.0, "reason": null},
+                    {"guest": "db", "action": "save", "result": "failed", "seconds": 1.5, "reason": "no\nroom"},
+                ],
+                "messages": [{"level": "note", "text": "left running"}, {"level": "error", "text": "lost"}],
+            })
+        );
+    }
+
+    #[test]
+    fn every_action_is_named_in_json_as_the_manual_page_says() {
+        let names = [
+            (Action::Restore, "restore"),
+            (Action::Create, "start"),
+            (Action::SysRq, "sysrq"),
+            (Action::Save, "save"),
+            (Action::ShutDown, "shutdown"),
+            (Action::AskToShutDown, "shutdown-request"),
+            (Action::CleanUp, "clean-up"),
+            (Action::Stop, "stop"),
+        ];
+        for (action, name) in names {
+            assert_eq!(serde_json::to_value(action).expect("JSON"), name);
+        }
     }
 
     #[test]

@@ -189,8 +189,8 @@ impl Outcome {
     /// Every key that xl asks for is set by a config, and every deviation has one.
     fn coverage(&mut self, releases: &[Release]) {
         for (what, keys) in [("xl.cfg", &self.keys), ("xl.conf", &self.xl_conf_keys)] {
-            let head: Vec<_> = releases.iter().map(|release| format!("{release:>5}")).collect();
-            println!("\nconfigs that set a key of {what} {:>width$}", head.join(""), width = 40 - what.len());
+            let head: Vec<_> = releases.iter().map(|release| format!("{:>5}", release.to_string())).collect();
+            println!("\nconfigs that set a key of {what} {:>width$}", head.join(""), width = 54 - what.len());
             for (key, counts) in keys {
                 let counts: Vec<_> = releases
                     .iter()

@@ -9,15 +9,22 @@
 //! - `table`: every key of xl, and what becomes of it; `rules`: the keys that need more than a line in the table
 //! - [`auto`]: the directory of guests to start at boot
 
+mod affinity;
 pub mod auto;
+mod cpu_set;
+mod cpuid;
+mod cpuid_names;
 mod disk;
 mod keys;
 mod mapping;
 mod per_guest;
+mod resources;
 mod rules;
+mod scan;
 mod syntax;
 mod table;
 mod vif;
+mod vnuma;
 mod xen_host;
 mod xl_conf;
 
@@ -29,8 +36,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+pub use affinity::MaskError;
 pub use per_guest::{PerGuest, StopAction};
-pub use xen_host::{Cpus, XenHost};
+pub use xen_host::{Cpus, KNOWN, NEWEST, XenHost, debian_firmware_dir};
 pub use xl_conf::{Autoballoon, XlConf};
 
 /// Files longer than this are not read: they are no configuration.

@@ -128,7 +128,8 @@ impl Xl {
         };
         let per_node = CPUS / NODES;
         let nodes = (0..NODES).map(|node| (node * per_node..(node + 1) * per_node).collect()).collect();
-        let host = XenHost { xl_conf, release: self.release.minor(), cpus: Some(Cpus { count: CPUS, nodes }) };
+        let cpus = Cpus { count: CPUS, online: CPUS, nodes, from_xen: true };
+        let host = XenHost { release: self.release.minor(), cpus: Some(cpus), ..XenHost::of(xl_conf) };
         match GuestConfig::parse(file, text, &host) {
             Ok(guest) => Answer::Config(guest.json),
             Err(error) => Answer::Refused(error.to_string()),

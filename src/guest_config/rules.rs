@@ -287,6 +287,10 @@ pub(super) fn timer_mode(m: &mut Mapping<'_>) -> Done {
     if m.kind == Types::PV && m.keys.text("timer_mode")?.is_some() {
         return Err(m.keys.error("timer_mode", "PV guests don't have it"));
     }
+    // libxl's word for the default.
+    if m.keys.text("timer_mode")?.is_some_and(|text| text.eq_ignore_ascii_case("unknown")) {
+        return Ok(());
+    }
     if let Some(word) = word_or_number(m, "timer_mode", TIMER_MODES)? {
         m.put(Field(Place::Build, "timer_mode"), word);
     }

@@ -35,7 +35,7 @@ struct Sum {
 /// `vnuma`
 pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
     let Some(items) = m.keys.list(KEY).filter(|items| !items.is_empty()) else { return Ok(()) };
-    let (mut nodes, mut sum) = (Vec::new(), Sum::default());
+    let (mut nodes, mut places, mut sum) = (Vec::new(), Vec::new(), Sum::default());
     for (i, item) in items.iter().enumerate() {
         let syntax::Value::List(options) = item else {
             return Err(m.keys.error(KEY, format!("node {i}: a list is expected")));
@@ -53,10 +53,12 @@ pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
                 let accepted = "accepted: pnode=, size=, vcpus=, vdistances=";
                 m.keys.warn(KEY, format_args!("node {i}: `{text}` is not known and ignored; {accepted}"));
             }
+            // Each one counts, also if another one follows.
+            places.extend(node.pnode);
         }
         nodes.push(node);
     }
-    check_places(m, &nodes)?;
+    check_places(m, &places)?;
     let vcpus = check_vcpus(m, &nodes, &sum)?;
     match mebibytes(m.keys, "maxmem")? {
         Some(limit) if limit != sum.kib => {
@@ -78,12 +80,12 @@ pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
 }
 
 /// Each node must lie in one that the host has.
-fn check_places(m: &mut Mapping<'_>, nodes: &[Node]) -> Result<(), Error> {
+fn check_places(m: &mut Mapping<'_>, places: &[u32]) -> Result<(), Error> {
     let Some(cpus) = &m.host.cpus else { return Ok(()) };
     if !cpus.from_xen {
         m.keys.warn(KEY, NOT_XENS_CPUS);
     }
-    match nodes.iter().filter_map(|node| node.pnode).find(|&pnode| pnode as usize >= cpus.nodes.len()) {
+    match places.iter().find(|&&pnode| pnode as usize >= cpus.nodes.len()) {
         None => Ok(()),
         Some(pnode) => Err(m.keys.error(KEY, format!("the host has no NUMA node {pnode}"))),
     }

@@ -63,6 +63,8 @@ pub fn compare(text: &[u8], xl: &Answer, ours: &Answer) -> Verdict {
 }
 
 fn whole(xl: String, ours: String) -> Verdict {
+    // In one line, also where a message repeats text of the file.
+    let [xl, ours] = [xl, ours].map(|said| said.replace('\n', "\\n"));
     Verdict::Different(vec![Difference { place: "the file".to_owned(), xl, ours }])
 }
 

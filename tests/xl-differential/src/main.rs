@@ -31,7 +31,7 @@ use xl::Xl;
 const RANDOM: usize = 3000;
 
 /// Random files that differ are shown up to this many for each release; the others are only kept.
-const SHOWN: usize = 40;
+const SHOWN: usize = 4000;
 
 /// xl's key for the form of what it prints; we read only one.
 const OF_PRINTING: &str = "output_format";
@@ -95,8 +95,8 @@ struct Outcome {
     keys: Counts,
     /// Keys of xl.conf.
     xl_conf_keys: Counts,
-    /// The messages of ours that a file of the corpus has shown.
-    stricter: BTreeSet<&'static str>,
+    /// The deviations that a file of the corpus has shown: key and message.
+    stricter: BTreeSet<(&'static str, &'static str)>,
 }
 
 impl Outcome {
@@ -123,7 +123,7 @@ impl Outcome {
         for (config, (verdict, taken, questions)) in configs.iter().zip(compared) {
             if let Verdict::Stricter(deviation) = &verdict {
                 if config.kind == Kind::Stricter {
-                    self.stricter.insert(deviation.message);
+                    self.stricter.insert((deviation.key, deviation.message));
                 }
             }
             match corpus::check(config.kind, newest, &verdict) {
@@ -209,8 +209,11 @@ impl Outcome {
                 }
             }
         }
-        for deviation in stricter::ALL.iter().filter(|deviation| !self.stricter.contains(deviation.message)) {
-            missing.push(format!("\"{}\": no config in `stricter` is refused so", deviation.message));
+        for deviation in stricter::ALL.iter().filter(|d| !self.stricter.contains(&(d.key, d.message))) {
+            missing.push(format!(
+                "{} \"{}\": no config in `stricter` is refused so",
+                deviation.key, deviation.message
+            ));
         }
         for line in missing {
             println!("{line}");

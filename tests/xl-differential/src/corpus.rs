@@ -127,3 +127,45 @@ fn shown(kind: Kind) -> &'static str {
         Kind::Stricter => "what only we refuse",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stricter;
+
+    #[test]
+    fn a_file_must_do_what_its_directory_says() {
+        let both = Verdict::BothRefuse(String::new());
+        let stricter = Verdict::Stricter(&stricter::ALL[0]);
+        let different = Verdict::Different(Vec::new());
+        for (kind, right, wrong) in [
+            (Kind::Accepted, &Verdict::Same, [&both, &stricter, &different]),
+            (Kind::Refused, &both, [&Verdict::Same, &stricter, &different]),
+            (Kind::Stricter, &stricter, [&Verdict::Same, &both, &different]),
+        ] {
+            assert!(check(kind, true, right).is_ok(), "{kind:?}");
+            for verdict in wrong {
+                assert!(check(kind, true, verdict).is_err(), "{kind:?} {verdict:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn older_releases_need_only_do_as_we_do() {
+        let both = Verdict::BothRefuse(String::new());
+        let stricter = Verdict::Stricter(&stricter::ALL[0]);
+        assert!(check(Kind::Accepted, false, &both).is_ok());
+        assert!(check(Kind::Refused, false, &Verdict::Same).is_ok());
+        assert!(check(Kind::Accepted, false, &stricter).is_err());
+        assert!(check(Kind::Accepted, false, &Verdict::Different(Vec::new())).is_err());
+    }
+
+    #[test]
+    fn the_corpus_is_complete() {
+        let configs = read(&directory(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))).expect("the corpus");
+        for kind in [Kind::Accepted, Kind::Refused, Kind::Stricter] {
+            assert!(configs.iter().any(|config| config.kind == kind), "{kind:?}");
+        }
+        assert!(configs.iter().any(|config| config.xl_conf.is_some()));
+    }
+}

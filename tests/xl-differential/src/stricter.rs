@@ -45,3 +45,16 @@ pub fn find(message: &str) -> Option<&'static Deviation> {
     let about = |key: &str| key.is_empty() || message.contains(&format!(": {key}: "));
     ALL.iter().find(|deviation| about(deviation.key) && message.contains(deviation.message))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_may_be_that_of_one_key_only() {
+        let key = |message: &str| find(message).map(|deviation| deviation.key);
+        assert_eq!(key("a.cfg:3: cap: 5 is out of range; accepted: 0 to 4"), Some(""));
+        assert_eq!(key("a.cfg:3: ioports: in `2-1`: the second number is lower than the first"), Some("ioports"));
+        assert_eq!(key("a.cfg:3: cpus: in `2-1`: the second number is lower than the first"), None);
+    }
+}

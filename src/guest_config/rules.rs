@@ -353,7 +353,15 @@ pub(super) fn bootloader_args(m: &mut Mapping<'_>) -> Done {
     let args = if let Some(syntax::Value::Text(_)) = m.keys.value(KEY) {
         m.keys.warn(KEY, "giving it as a string is deprecated; use a list");
         let text = m.keys.text(KEY)?.unwrap_or_default();
-        text.split([' ', '\t', '\n']).filter(|arg| !arg.is_empty()).map(str::to_owned).collect()
+        let args: Vec<_> =
+            text.split([' ', '\t', '\n']).filter(|arg| !arg.is_empty()).map(str::to_owned).collect();
+        // What xl dies of.
+        if args.is_empty() {
+            return Err(m
+                .keys
+                .error(KEY, "there are no arguments; accepted: a list of strings, also an empty one"));
+        }
+        args
     } else {
         m.keys.texts(KEY)?.unwrap_or_default()
     };

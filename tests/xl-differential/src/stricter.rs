@@ -30,6 +30,8 @@ pub const ALL: &[Deviation] = &[
     deviation("uuid", "is not a UUID like", "gives another UUID than the file says, if that is all zeroes"),
     deviation("disk", "is not a port", "takes any number for a port"),
     deviation("vif", "is not a MAC address", "goes on with a part of the address, or with a random one"),
+    deviation("cpus", "the number is too big", "takes another CPU, or none"),
+    deviation("cpus_soft", "the number is too big", "takes another CPU, or none"),
     deviation("ioports", "the second number is lower than the first", "gives nearly all ports"),
     deviation("vnuma", "the second number is lower than the first", "leaves the node without CPUs"),
     deviation("vnuma", "there are only", "writes past the end of an array"),

@@ -28,6 +28,8 @@ struct Node {
 /// What the nodes have together.
 #[derive(Default)]
 struct Sum {
+    /// Every `pnode`, also one that a later one of its node replaces.
+    places: Vec<u32>,
     vcpus: u64,
     kib: i64,
 }
@@ -56,7 +58,7 @@ pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
         }
         nodes.push(node);
     }
-    check_places(m, &nodes)?;
+    check_places(m, &sum.places)?;
     let vcpus = check_vcpus(m, &nodes, &sum)?;
     match mebibytes(m.keys, "maxmem")? {
         Some(limit) if limit != sum.kib => {
@@ -68,7 +70,7 @@ pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
     if vcpus > 0 {
         m.put(Field(Place::Build, "max_vcpus"), vcpus);
     }
-    if nodes.iter().any(|node| node.pnode.is_some()) {
+    if !sum.places.is_empty() {
         m.put(Field(Place::Build, "numa_placement"), defbool(false));
     }
     let count = nodes.len();
@@ -78,14 +80,14 @@ pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
 }
 
 /// Each node must lie in one that the host has.
-fn check_places(m: &mut Mapping<'_>, nodes: &[Node]) -> Result<(), Error> {
+fn check_places(m: &mut Mapping<'_>, places: &[u32]) -> Result<(), Error> {
     let Some(cpus) = &m.host.cpus else { return Ok(()) };
     if !cpus.from_xen {
         m.keys.warn(KEY, NOT_XENS_CPUS);
     }
-    match nodes.iter().filter_map(|node| node.pnode).find(|&pnode| pnode as usize >= cpus.nodes.len()) {
+    match places.iter().find(|&&place| place as usize >= cpus.nodes.len()) {
         None => Ok(()),
-        Some(pnode) => Err(m.keys.error(KEY, format!("the host has no NUMA node {pnode}"))),
+        Some(place) => Err(m.keys.error(KEY, format!("the host has no NUMA node {place}"))),
     }
 }
 
@@ -140,7 +142,11 @@ impl Node {
             u32::try_from(number).map_err(|_| scan::TOO_BIG.to_owned())
         };
         match name {
-            "pnode" => self.pnode = Some(number(value)?),
+            "pnode" => {
+                let place = number(value)?;
+                self.pnode = Some(place);
+                sum.places.push(place);
+            }
             "size" => {
                 let kib = i64::from(number(value)?) * 1024;
                 self.kib = Some(kib);
@@ -264,6 +270,7 @@ mod tests {
             ("vnuma=['x']", "t.cfg:2: vnuma: node 0: a list is expected"),
             ("vnuma=[['x']]", "in `x`: a name, `=` and a value are expected"),
             ("vnuma=[[],['pnode=2']]", "the host has no NUMA node 2"),
+            ("vnuma=[['pnode=9', 'pnode=1']]", "the host has no NUMA node 9"),
             ("vnuma=[['pnode=-1']]", "negative"),
             ("vnuma=[['size=1x']]", "node 0: in `size=1x`: not a number"),
             ("vnuma=[['size=4294967296']]", "too big"),

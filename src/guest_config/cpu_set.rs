@@ -152,7 +152,7 @@ mod tests {
             ("x", "in `x`: not a number; accepted: a number, or two"),
             ("1, 2 ", "in ` 2 `: not a number"),
             ("1-", "not a number"),
-            ("-1", "not a number"),
+            ("-1", "negative"),
             ("1-2-3", "not a number"),
             ("0x3", "not a number"),
             ("node:", "not a number"),

@@ -224,8 +224,8 @@ fn leaf_number<'a>(text: &'a str, what: &str) -> Result<(u32, &'a str), Trouble>
             Ok(number) if number != u32::MAX => Ok((number, rest)),
             _ => Trouble::wrong(format!("the {what} {number} is too big")),
         },
-        Err(scan::TOO_BIG) => Trouble::wrong(format!("the {what} is too big")),
-        Err(_) => Trouble::skipped(format!("the number of a {what} is expected")),
+        Err(scan::NOT_A_NUMBER) => Trouble::skipped(format!("the number of a {what} is expected")),
+        Err(why) => Trouble::wrong(format!("the {what}: {why}")),
     }
 }
 
@@ -237,7 +237,7 @@ fn bits_of(part: Part, value: &str) -> Result<(Vec<u8>, u64), Trouble> {
             Ok((bits.collect(), number))
         }
         Ok((_, rest)) if !rest.is_empty() => Trouble::wrong(format!("`{value}` is not a number")),
-        Ok(_) | Err(scan::TOO_BIG) => {
+        Ok(_) | Err(scan::TOO_BIG | scan::NEGATIVE) => {
             let largest = (1_u64 << part.length) - 1;
             Trouble::wrong(format!("{value} is out of range; accepted: 0 to {largest}, x, k, s"))
         }
@@ -390,7 +390,9 @@ mod tests {
             ("'host,maxleaf=99999999999999999999'", "out of range"),
             ("'host,aes=1x'", "`1x` is not a number"),
             ("['4294967295:']", "the leaf 4294967295 is too big"),
-            ("['1,99999999999999999999:']", "the subleaf is too big"),
+            ("['1,99999999999999999999:']", "the subleaf: the number is too big"),
+            ("['1,-1:']", "the subleaf: a negative number is not accepted"),
+            ("'host,clflush=-1'", "0 to 255"),
             ("['1:eax=2xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx']", "`2` is not accepted in"),
             ("['1:', ['2:']]", "item 2 of the list is a list"),
         ] {
@@ -416,8 +418,8 @@ mod tests {
             assert_eq!(policy.is_array(), !with_registers);
             assert_eq!(warnings.contains("needs a later update of Xen 4."), !with_registers, "{warnings}");
         }
-        let (policy, warnings) = read_for(&host(16, None), "'host,avx-vnni-int8=0'").unwrap();
-        assert!(policy.is_null() && warnings.contains("needs Xen 4.17"), "{policy} {warnings}");
+        let (policy, warnings) = read_for(&host(17, None), "'host,avx-vnni-int8=0'").unwrap();
+        assert!(policy.is_null() && warnings.contains("needs Xen 4.18"), "{policy} {warnings}");
     }
 
     proptest! {
@@ -434,7 +436,8 @@ mod tests {
         fn any_name_takes_any_number(place in 0_usize..500, number in any::<u64>()) {
             if let Some((_, part)) = cpuid_names::tests::nth(place) {
                 let number = number & ((1 << part.length) - 1);
-                prop_assert!(read(&format!("'host,{}={number}'", part.name)).is_ok());
+                let read = read(&format!("'host,{}={number}'", part.name));
+                prop_assert!(read.is_ok(), "{read:?}");
             }
         }
     }

@@ -110,3 +110,77 @@ pub(super) fn llc_colors(m: &mut Mapping<'_>) -> Result<(), Error> {
     put_list(m, KEY, colors);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::super::{GuestConfig, XenHost};
+    use super::*;
+
+    fn read(more: &str) -> Result<(Value, Vec<String>), String> {
+        let source = format!("name='g'; kernel='/k'\n{more}\n");
+        let guest = GuestConfig::parse(Path::new("t.cfg"), source.as_bytes(), &XenHost::default());
+        let guest = guest.map_err(|error| error.to_string())?;
+        Ok((guest.json["b_info"].clone(), guest.warnings.iter().map(ToString::to_string).collect()))
+    }
+
+    #[test]
+    fn what_is_given() {
+        for (key, value, expected) in [
+            (
+                "ioports",
+                "['3f8', '0x2F8-2ff', 60]",
+                json!([{ "first": 0x3f8, "number": 1 }, { "first": 0x2f8, "number": 8 }, { "first": 0x60, "number": 1 }]),
+            ),
+            ("ioports", "['0']", json!([{ "number": 1 }])),
+            ("ioports", "[]", Value::Null),
+            ("irqs", "[5, '0', ' +7']", json!([5, 0, 7])),
+            (
+                "iomem",
+                "['fd,1', '0xa0000,20@a1', '0,0@0']",
+                json!([{ "start": 0xfd, "number": 1 }, { "start": 0xa_0000, "number": 0x20, "gfn": 0xa1 }, { "gfn": 0 }]),
+            ),
+            ("iomem", "['ffffffffffffffff,1@ffffffffffffffff']", json!([{ "start": u64::MAX, "number": 1 }])),
+            ("llc_colors", "['1-3', 7, '2']", json!([1, 2, 3, 7, 2])),
+        ] {
+            let (build, warnings) = read(&format!("{key}={value}")).expect(value);
+            assert_eq!((&build[key], warnings), (&expected, vec![]), "{value}");
+        }
+        let (build, warnings) = read("ioports=['3f8 uart']").unwrap();
+        assert_eq!(build["ioports"], json!([{ "first": 0x3f8, "number": 1 }]));
+        assert_eq!(warnings, ["t.cfg:2: ioports: in `3f8 uart`: ` uart` is ignored"]);
+    }
+
+    #[test]
+    fn mistakes() {
+        for (more, words) in [
+            ("ioports=['x']", "t.cfg:2: ioports: in `x`: not a number"),
+            ("ioports=['2-1']", "lower than the first"),
+            ("ioports=['1-2x']", "not a number"),
+            ("ioports=['ffffffff']", "too big"),
+            ("ioports=[['1']]", "item 1 of the list is a list"),
+            ("irqs=['5-6']", "not a number"),
+            ("irqs=[4294967295]", "too big"),
+            ("iomem=['1']", "`,` and a number are expected"),
+            ("iomem=['1,2@']", "not a number"),
+            ("iomem=['1,2x']", "not a number"),
+            ("iomem=['1,10000000000000000']", "too big"),
+            ("llc_colors=['3-1']", "lower than the first"),
+            ("llc_colors=['0-65536']", "too big"),
+            ("llc_colors=['0-65535','0']", "more colors than any host has"),
+        ] {
+            let error = read(more).expect_err(more);
+            assert!(error.contains(words), "{more}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(key in "ioports|irqs|iomem|llc_colors", item in r"[0-9a-fx,@ +-]{0,20}") {
+            let _ = read(&format!("{key}=['{item}']"));
+        }
+    }
+}

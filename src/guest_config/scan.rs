@@ -2,6 +2,8 @@
 
 /// Says that a text doesn't start with a number.
 pub(super) const NOT_A_NUMBER: &str = "not a number";
+/// Says that a text starts with a minus sign and digits.
+pub(super) const NEGATIVE: &str = "a negative number is not accepted";
 /// Says that a number has too many digits.
 pub(super) const TOO_BIG: &str = "the number is too big";
 
@@ -12,6 +14,9 @@ pub(super) const TOO_BIG: &str = "the number is too big";
 /// one. Both is refused here: no such number is meant.
 pub(super) fn number(text: &str, base: u32) -> Result<(u64, &str), &'static str> {
     let text = text.trim_start_matches(is_blank);
+    if text.strip_prefix('-').is_some_and(|text| text.starts_with(|c: char| c.is_digit(base.max(10)))) {
+        return Err(NEGATIVE);
+    }
     let text = text.strip_prefix('+').unwrap_or(text);
     let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     let hexadecimal = hexadecimal.filter(|digits| digits.starts_with(|c: char| c.is_ascii_hexdigit()));
@@ -61,7 +66,11 @@ mod tests {
             ("0", 0, Ok((0, ""))),
             ("18446744073709551615", 10, Ok((u64::MAX, ""))),
             ("18446744073709551616", 10, Err(TOO_BIG)),
-            ("-1", 10, Err(NOT_A_NUMBER)),
+            ("-1", 10, Err(NEGATIVE)),
+            (" -0x1", 0, Err(NEGATIVE)),
+            ("-", 10, Err(NOT_A_NUMBER)),
+            ("-f", 16, Err(NEGATIVE)),
+            ("-f", 0, Err(NOT_A_NUMBER)),
             ("", 10, Err(NOT_A_NUMBER)),
             ("+ 1", 10, Err(NOT_A_NUMBER)),
             ("x", 16, Err(NOT_A_NUMBER)),

@@ -28,6 +28,8 @@ struct Node {
 /// What the nodes have together.
 #[derive(Default)]
 struct Sum {
+    /// Every `pnode`, also one that a later one of its node replaces.
+    places: Vec<u32>,
     vcpus: u64,
     kib: i64,
 }
@@ -35,7 +37,7 @@ struct Sum {
 /// `vnuma`
 pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
     let Some(items) = m.keys.list(KEY).filter(|items| !items.is_empty()) else { return Ok(()) };
-    let (mut nodes, mut places, mut sum) = (Vec::new(), Vec::new(), Sum::default());
+    let (mut nodes, mut sum) = (Vec::new(), Sum::default());
     for (i, item) in items.iter().enumerate() {
         let syntax::Value::List(options) = item else {
             return Err(m.keys.error(KEY, format!("node {i}: a list is expected")));
@@ -53,12 +55,10 @@ pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
                 let accepted = "accepted: pnode=, size=, vcpus=, vdistances=";
                 m.keys.warn(KEY, format_args!("node {i}: `{text}` is not known and ignored; {accepted}"));
             }
-            // Each one counts, also if another one follows.
-            places.extend(node.pnode);
         }
         nodes.push(node);
     }
-    check_places(m, &places)?;
+    check_places(m, &sum.places)?;
     let vcpus = check_vcpus(m, &nodes, &sum)?;
     match mebibytes(m.keys, "maxmem")? {
         Some(limit) if limit != sum.kib => {
@@ -70,7 +70,7 @@ pub(super) fn vnuma(m: &mut Mapping<'_>) -> Result<(), Error> {
     if vcpus > 0 {
         m.put(Field(Place::Build, "max_vcpus"), vcpus);
     }
-    if nodes.iter().any(|node| node.pnode.is_some()) {
+    if !sum.places.is_empty() {
         m.put(Field(Place::Build, "numa_placement"), defbool(false));
     }
     let count = nodes.len();
@@ -85,9 +85,9 @@ fn check_places(m: &mut Mapping<'_>, places: &[u32]) -> Result<(), Error> {
     if !cpus.from_xen {
         m.keys.warn(KEY, NOT_XENS_CPUS);
     }
-    match places.iter().find(|&&pnode| pnode as usize >= cpus.nodes.len()) {
+    match places.iter().find(|&&place| place as usize >= cpus.nodes.len()) {
         None => Ok(()),
-        Some(pnode) => Err(m.keys.error(KEY, format!("the host has no NUMA node {pnode}"))),
+        Some(place) => Err(m.keys.error(KEY, format!("the host has no NUMA node {place}"))),
     }
 }
 
@@ -142,7 +142,11 @@ impl Node {
             u32::try_from(number).map_err(|_| scan::TOO_BIG.to_owned())
         };
         match name {
-            "pnode" => self.pnode = Some(number(value)?),
+            "pnode" => {
+                let place = number(value)?;
+                self.pnode = Some(place);
+                sum.places.push(place);
+            }
             "size" => {
                 let kib = i64::from(number(value)?) * 1024;
                 self.kib = Some(kib);
@@ -188,5 +192,115 @@ impl Node {
             node.insert("vcpus".to_owned(), json!(self.vcpus));
         }
         Value::Object(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::super::{Cpus, GuestConfig, XenHost};
+    use super::*;
+
+    fn host(release: u32) -> XenHost {
+        let nodes = vec![(0..4).collect(), (4..8).collect()];
+        XenHost { release, cpus: Some(Cpus { count: 8, online: 8, nodes, from_xen: true }), ..XenHost::default() }
+    }
+
+    fn read(more: &str, host: &XenHost) -> Result<(Value, Vec<String>), String> {
+        let source = format!("name='g'; kernel='/k'\n{more}\n");
+        let guest = GuestConfig::parse(Path::new("t.cfg"), source.as_bytes(), host).map_err(|e| e.to_string())?;
+        Ok((guest.json["b_info"].clone(), guest.warnings.iter().map(ToString::to_string).collect()))
+    }
+
+    #[test]
+    fn nodes() {
+        let more = "memory=512; vcpus=2\n\
+            vnuma=[['pnode=0','size=512','vcpus=0-1,4','vdistances=10,20'], ['vdistances= 20','pnode=1','vcpus= 2 ,3']]";
+        assert!(read(more, &host(20)).is_err_and(|error| error.contains("in `vcpus= 2 ,3`: not a number")));
+        let (build, warnings) = read(&more.replace("2 ,", "2,"), &host(20)).unwrap();
+        let expected = json!([
+            { "memkb": 524_288, "distances": [10, 20], "vcpus": [0, 1, 4] },
+            { "distances": [20, 0], "pnode": 1, "vcpus": [2, 3] }
+        ]);
+        assert_eq!(build["vnuma_nodes"], expected);
+        assert_eq!((&build["max_vcpus"], &build["avail_vcpus"]), (&json!(5), &json!([0, 1])));
+        assert_eq!((&build["max_memkb"], &build["target_memkb"]), (&json!(524_288), &json!(524_288)));
+        assert_eq!((&build["numa_placement"], warnings), (&json!("False"), vec![]));
+        let (build, _) = read("maxvcpus=1; maxmem=64; vnuma=[['size=64','vcpus=0']]", &host(20)).unwrap();
+        assert_eq!(build["vnuma_nodes"], json!([{ "memkb": 65536, "distances": [0], "vcpus": [0] }]));
+        assert_eq!((&build["max_vcpus"], &build["max_memkb"]), (&json!(1), &json!(65536)));
+        assert_eq!(build["numa_placement"], Value::Null);
+        let (build, _) = read("vcpus=3; vnuma=[[]]", &host(20)).unwrap();
+        assert_eq!((&build["max_vcpus"], &build["max_memkb"]), (&json!(3), &json!(0)));
+        assert_eq!(read("vcpus=3; vnuma=[]", &host(20)).unwrap().0["vnuma_nodes"], Value::Null);
+    }
+
+    #[test]
+    fn options_by_release() {
+        for (release, option, expected) in [
+            (17, "size==64", Ok(65536)),
+            (17, "=size=64", Ok(65536)),
+            (17, "size=64=2", Ok(65536)),
+            (17, "size=", Err("a value are expected")),
+            (18, "size = 64", Ok(65536)),
+            (18, "size==64", Err("not a number")),
+            (18, "size=64=2", Err("not a number")),
+            (18, "size=", Err("a value are expected")),
+        ] {
+            let read = read(&format!("vcpus=1; vnuma=[['{option}','vcpus=0']]"), &host(release));
+            match (read, expected) {
+                (Ok((build, _)), Ok(kib)) => assert_eq!(build["vnuma_nodes"][0]["memkb"], json!(kib), "{option}"),
+                (Err(error), Err(words)) => assert!(error.contains(words), "{option}: {error}"),
+                (read, _) => panic!("4.{release}: {option}: {read:?}"),
+            }
+        }
+        let (_, warnings) = read("vcpus=1; vnuma=[['vcpus=0','x=1',['y']]]", &host(20)).unwrap();
+        assert!(
+            warnings.len() == 2 && warnings[0].contains("node 0: `x=1` is not known and ignored"),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn mistakes() {
+        for (more, words) in [
+            ("vnuma=['x']", "t.cfg:2: vnuma: node 0: a list is expected"),
+            ("vnuma=[['x']]", "in `x`: a name, `=` and a value are expected"),
+            ("vnuma=[[],['pnode=2']]", "the host has no NUMA node 2"),
+            ("vnuma=[['pnode=9', 'pnode=1']]", "the host has no NUMA node 9"),
+            ("vnuma=[['pnode=-1']]", "negative"),
+            ("vnuma=[['size=1x']]", "node 0: in `size=1x`: not a number"),
+            ("vnuma=[['size=4294967296']]", "too big"),
+            ("vnuma=[['vcpus=2-1']]", "lower than the first"),
+            ("vnuma=[['vcpus=0-9']]", "10 virtual CPUs together, but the host has 8 CPUs; give maxvcpus"),
+            ("vnuma=[['vcpus=8']]", "there is no virtual CPU 8"),
+            ("vnuma=[['vcpus=0-99999999']]", "there is no virtual CPU 99999999 in any guest"),
+            ("maxvcpus=3; vnuma=[['vcpus=0-1']]", "2 virtual CPUs together, but maxvcpus is 3"),
+            ("vcpus=3; vnuma=[['vcpus=0-1']]", "2 virtual CPUs together, but vcpus is 3"),
+            ("maxmem=65; vnuma=[['size=64']]", "64 MiB together, but maxmem is 65"),
+            ("vnuma=[['vdistances=1,2']]", "there are only 1 nodes"),
+        ] {
+            let error = read(more, &host(20)).expect_err(more);
+            assert!(error.contains(words), "{more}: {error}");
+        }
+        // Without the host's CPUs it is libxl that finds this.
+        let unknown = XenHost { cpus: None, ..host(20) };
+        assert!(read("vnuma=[['pnode=5','vcpus=0-99']]", &unknown).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(
+            options in proptest::collection::vec(r"(pnode|size|vcpus|vdistances|x)?=?[0-9,= -]{0,12}", 0..5),
+            maxvcpus in proptest::option::of(0..9),
+            release in 14_u32..24,
+        ) {
+            let options: Vec<_> = options.iter().map(|option| format!("'{option}'")).collect();
+            let maxvcpus = maxvcpus.map(|count| format!("maxvcpus={count}")).unwrap_or_default();
+            let _ = read(&format!("{maxvcpus}\nvnuma=[[{}],['vcpus=0']]", options.join(",")), &host(release));
+        }
     }
 }

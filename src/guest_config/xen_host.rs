@@ -3,6 +3,10 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use serde_json::Value;
+
+use super::Diagnostic;
+use super::affinity::{self, MaskError};
 use super::xl_conf::XlConf;
 
 /// The newest release of Xen 4 that is taken for the host's where nobody says which one it is, as its minor number.
@@ -10,6 +14,9 @@ pub const NEWEST: u32 = 20;
 
 /// The releases of Xen 4 whose xl is known here, as their minor numbers.
 pub const KNOWN: RangeInclusive<u32> = 14..=22;
+
+/// Asks libxl for a domain number at random.
+const RANDOM_DOMID: u32 = u32::MAX - 1;
 
 /// The physical CPUs of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +56,23 @@ impl XenHost {
     /// A host of the newest known release with this xl.conf.
     pub fn of(xl_conf: XlConf) -> Self {
         Self { xl_conf, release: NEWEST, update: None, cpus: None, firmware_dir: None }
+    }
+
+    /// What xl would warn about whatever guest it makes.
+    pub fn warnings(&self) -> Vec<Diagnostic> {
+        self.xl_conf.warnings.iter().cloned().chain(affinity::mask_warnings(self)).collect()
+    }
+
+    /// Makes a configuration one of this host, as xl does with that of a saved guest: keeps it to the CPUs that xl.conf
+    /// has for its type, and has its number chosen as xl.conf says.
+    pub fn before_creation(&self, config: &mut Value) -> Result<(), MaskError> {
+        let Some(config) = config.as_object_mut() else { return Ok(()) };
+        affinity::apply_masks(self, config)?;
+        let info = config.get_mut("c_info").and_then(Value::as_object_mut);
+        if let Some(info) = info.filter(|_| self.xl_conf.random_domid) {
+            info.insert("domid".to_owned(), RANDOM_DOMID.into());
+        }
+        Ok(())
     }
 
     /// Whether it runs an older release than this one; 14 stands for "4.14 or earlier".

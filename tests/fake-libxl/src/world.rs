@@ -196,6 +196,8 @@ pub struct World {
     pub total_kb: u64,
     pub free_kb: u64,
     pub cpus: u32,
+    /// NUMA nodes, over which the processors are spread evenly.
+    pub nodes: u32,
     pub xen_commandline: String,
     /// Behaviour of guests by name, `*` for all others.
     pub guests: BTreeMap<String, Guest>,
@@ -221,6 +223,7 @@ impl Default for World {
             total_kb: 16 << 20,
             free_kb: 12 << 20,
             cpus: 4,
+            nodes: 1,
             xen_commandline: "placeholder".into(),
             guests: BTreeMap::new(),
             releases: 0,

@@ -116,7 +116,26 @@ fn with_comma(text: &str, length: usize) -> usize {
     length + usize::from(text.as_bytes().get(length) == Some(&b','))
 }
 
+/// The first release of Xen 4 whose xl knows a parameter. `trusted` and `untrusted` are in the grammar of Xen 4.17
+/// already, but not in the scanner that was made of it.
+fn since(parameter: &str) -> u32 {
+    match parameter {
+        "trusted" | "untrusted" | "grant_usage=0" | "grant_usage=1" => 19,
+        "backendtype=standalone" => 17,
+        _ if parameter.starts_with("specification=") => 17,
+        _ => 14,
+    }
+}
+
 impl Form {
+    /// The first release of Xen 4 whose xl knows the form.
+    fn since(self) -> u32 {
+        match self {
+            Self::Word(name, ..) | Self::Switch(name, ..) => since(name),
+            _ => 14,
+        }
+    }
+
     /// How much of `rest` this form matches; `line` is the length of the rest of the line.
     fn matches(self, rest: &str, line: usize) -> Option<Match> {
         let value = |name: &str| {
@@ -169,6 +188,7 @@ impl Form {
 
 /// A disk while it is being read: its JSON, and what only the reading needs.
 struct Reader {
+    release: u32,
     json: Map<String, Value>,
     readwrite: bool,
     cdrom: bool,
@@ -176,10 +196,32 @@ struct Reader {
     access_given: bool,
 }
 
-/// Reads an item of `disk = [ … ]` into a `libxl_device_disk`.
-pub(super) fn parse(spec: &str) -> Result<Value, String> {
-    let mut disk =
-        Reader { json: Map::new(), readwrite: true, cdrom: false, old_prefix: false, access_given: false };
+/// Reads an item of `disk = [ … ]` into a `libxl_device_disk`, as the xl of this release does.
+pub(super) fn parse(spec: &str, release: u32, warnings: &mut Vec<String>) -> Result<Value, String> {
+    let disk = read(spec, release);
+    // An older xl takes a parameter that it doesn't know for something else, which is hard to find out.
+    let parameters = spec.split(',').map(|parameter| parameter.trim_start_matches([' ', '\t', '\n']));
+    let mut parameters = parameters.take_while(|parameter| !parameter.starts_with("target="));
+    let Some(too_new) = parameters.find(|parameter| since(parameter) > release) else { return disk };
+    let needs = format!("`{too_new}` needs Xen 4.{}", since(too_new));
+    match disk {
+        Ok(disk) => {
+            warnings.push(format!("{needs}; it is taken for something else"));
+            Ok(disk)
+        }
+        Err(why) => Err(format!("{why} ({needs})")),
+    }
+}
+
+fn read(spec: &str, release: u32) -> Result<Value, String> {
+    let mut disk = Reader {
+        release,
+        json: Map::new(),
+        readwrite: true,
+        cdrom: false,
+        old_prefix: false,
+        access_given: false,
+    };
     let mut at = 0;
     let mut line_end = 0;
     while at < spec.len() {
@@ -189,7 +231,7 @@ pub(super) fn parse(spec: &str) -> Result<Value, String> {
         }
         let rest = &spec[at..];
         let mut best: Option<(Form, Match)> = None;
-        for &form in FORMS {
+        for &form in FORMS.iter().filter(|form| form.since() <= release) {
             if let Some(found) = form.matches(rest, line_end - at) {
                 if best.as_ref().is_none_or(|(_, old)| found.total > old.total) {
                     best = Some((form, found));
@@ -267,6 +309,7 @@ impl Reader {
         match form {
             Form::Blank => Ok(()),
             Form::Word("format=", ..) => self.set_format(value),
+            Form::Word(..) if since(item) > self.release => Err(format!("`{item}` is not known")),
             Form::Word(_, name, words) => self.set_word(name, value, words),
             Form::Text(_, name) => self.set_text(name, value),
             Form::Switch(_, name, on) => {
@@ -423,7 +466,9 @@ mod tests {
             ("/dev/vg/x,raw,xvda,colo-port=7 ", with(plain(), &json!({ "colo_port": 7 }))),
         ];
         for (spec, expected) in table {
-            assert_eq!(parse(spec).as_ref(), Ok(&expected), "{spec:?}");
+            let mut warnings = Vec::new();
+            assert_eq!(parse(spec, 20, &mut warnings).as_ref(), Ok(&expected), "{spec:?}");
+            assert_eq!(warnings, Vec::<String>::new(), "{spec:?}");
         }
     }
 
@@ -459,22 +504,51 @@ mod tests {
             ("phy:/x,hda:tape,w", "not a known type"),
             ("vdev=xvda,colo-port=x,target=/x", "colo-port"),
         ] {
-            let error = parse(spec).expect_err(spec);
+            let error = parse(spec, 20, &mut Vec::new()).expect_err(spec);
             assert!(error.contains(word), "{spec:?}: {error}");
         }
     }
 
+    #[test]
+    fn by_release() {
+        let read = |spec: &str, release| {
+            let mut warnings = Vec::new();
+            parse(spec, release, &mut warnings).map(|disk| (disk, warnings))
+        };
+        for (parameter, since, why) in [
+            ("specification=virtio", 17, "unknown parameter (`specification=virtio` needs Xen 4.17)"),
+            ("backendtype=standalone", 17, "not known (`backendtype=standalone` needs Xen 4.17)"),
+            ("trusted", 19, "too many positional parameters (`trusted` needs Xen 4.19)"),
+            ("untrusted", 19, "too many positional parameters (`untrusted` needs Xen 4.19)"),
+            ("grant_usage=1", 19, "too many positional parameters (`grant_usage=1` needs Xen 4.19)"),
+        ] {
+            for release in 14..=22 {
+                match read(&format!("/x,raw,xvda,rw, {parameter}"), release) {
+                    Ok((_, warnings)) => assert!(release >= since && warnings.is_empty(), "{parameter} {release}"),
+                    Err(error) => assert!(release < since && error.ends_with(why), "{release}: {error}"),
+                }
+            }
+        }
+        // Such a word is a fine target for an older xl.
+        let (disk, warnings) = read("vdev=xvda,untrusted", 17).unwrap();
+        assert_eq!(disk["pdev_path"], "untrusted");
+        assert_eq!(warnings, ["`untrusted` needs Xen 4.19; it is taken for something else"]);
+        let (disk, warnings) = read("vdev=xvda,target=/x,untrusted", 17).unwrap();
+        assert_eq!((&disk["pdev_path"], warnings.len()), (&json!("/x,untrusted"), 0));
+    }
+
     proptest! {
         #[test]
-        fn never_panics(spec in any::<String>()) {
-            let _ = parse(&spec);
+        fn never_panics(spec in any::<String>(), release in 14..23u32) {
+            let _ = parse(&spec, release, &mut Vec::new());
         }
 
         #[test]
         fn never_panics_on_likely_text(
-            spec in r"(phy:|tap:|target=|vdev=|format=|raw|cdrom|xvda|/x|,|:|=| |\n|ä|devtype=){0,12}"
+            spec in r"(phy:|tap:|target=|vdev=|format=|raw|cdrom|xvda|/x|,|:|=| |\n|ä|devtype=|trusted){0,12}",
+            release in 14..23u32,
         ) {
-            let _ = parse(&spec);
+            let _ = parse(&spec, release, &mut Vec::new());
         }
     }
 }

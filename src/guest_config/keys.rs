@@ -152,10 +152,17 @@ impl Keys {
 
     /// A list of strings. A single value gives a warning and counts as not set.
     pub(super) fn texts(&mut self, key: &str) -> Result<Option<Vec<String>>, Error> {
-        let Some(values) = self.list(key) else { return Ok(None) };
+        match self.list(key) {
+            Some(values) => self.strings(key, "the list", values).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The values of this list, which all have to be strings.
+    pub(super) fn strings(&self, key: &str, list: &str, values: Vec<Value>) -> Result<Vec<String>, Error> {
         let mut texts = Vec::with_capacity(values.len());
         for (i, value) in values.into_iter().enumerate() {
-            let wrong = |what| self.error(key, format!("item {} of the list {what}", i + 1));
+            let wrong = |what| self.error(key, format!("item {} of {list} {what}", i + 1));
             match value {
                 Value::List(_) => return Err(wrong("is a list; a string is expected")),
                 Value::Text(bytes) => {
@@ -163,7 +170,7 @@ impl Keys {
                 }
             }
         }
-        Ok(Some(texts))
+        Ok(texts)
     }
 }
 

@@ -7,6 +7,7 @@
 //! - `syntax`: the grammar
 //! - `keys`: typed access with xl's rules for warnings and errors
 //! - `table`: every key of xl, and what becomes of it; `rules`: the keys that need more than a line in the table
+//! - `devices`: the keys that describe devices; `disk`, `vif`, `pci` and others: the languages of their items
 //! - [`auto`]: the directory of guests to start at boot
 
 mod affinity;
@@ -14,17 +15,26 @@ pub mod auto;
 mod cpu_set;
 mod cpuid;
 mod cpuid_names;
+mod channel;
+mod devices;
 mod disk;
+mod display;
+mod items;
 mod keys;
 mod mapping;
+mod p9;
+mod pci;
 mod per_guest;
 mod resources;
 mod rules;
 mod scan;
 mod syntax;
 mod table;
+mod usb;
 mod vif;
 mod vnuma;
+mod virtio;
+mod vsnd;
 mod xen_host;
 mod xl_conf;
 

@@ -10,7 +10,7 @@ use super::keys::{Keys, Number};
 use super::mapping::{Mapping, Types};
 use super::syntax;
 use super::table::{self, Field, Place};
-use super::{Error, affinity, defbool, disk as disk_item, scan, vif as vif_item, xl_conf};
+use super::{Error, affinity, defbool, scan, xl_conf};
 
 type Done = Result<(), Error>;
 
@@ -686,42 +686,6 @@ pub(super) fn msr_relaxed(m: &mut Mapping<'_>) -> Done {
     Ok(())
 }
 
-/// An item of a list of devices.
-fn items(m: &mut Mapping<'_>, key: &str) -> Result<Vec<String>, Error> {
-    Ok(m.keys.texts(key)?.unwrap_or_default())
-}
-
-/// `disk`
-pub(super) fn disk(m: &mut Mapping<'_>) -> Done {
-    let mut disks = Vec::new();
-    for item in items(m, "disk")? {
-        let disk = disk_item::parse(&item).map_err(|why| m.keys.error("disk", format!("in `{item}`: {why}")))?;
-        disks.push(disk);
-    }
-    if !disks.is_empty() {
-        m.root.insert("disks".to_owned(), Value::Array(disks));
-    }
-    Ok(())
-}
-
-/// `vif`
-pub(super) fn vif(m: &mut Mapping<'_>) -> Done {
-    let mut nics = Vec::new();
-    for (i, item) in items(m, "vif")?.into_iter().enumerate() {
-        let mut warnings = Vec::new();
-        let nic = vif_item::parse(&item, i, m.host, &mut warnings)
-            .map_err(|why| m.keys.error("vif", format!("in `{item}`: {why}")))?;
-        for warning in warnings {
-            m.keys.warn("vif", format_args!("in `{item}`: {warning}"));
-        }
-        nics.push(nic);
-    }
-    if !nics.is_empty() {
-        m.root.insert("nics".to_owned(), Value::Array(nics));
-    }
-    Ok(())
-}
-
 /// `device_model_version`
 pub(super) fn device_model_version(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "device_model_version";
@@ -739,19 +703,6 @@ pub(super) fn device_model_version(m: &mut Mapping<'_>) -> Done {
         }
         None => {}
     }
-    Ok(())
-}
-
-/// `vnc`: for HVM a field; for PV it makes a frame buffer, which is not mapped yet; PVH has none.
-pub(super) fn vnc(m: &mut Mapping<'_>) -> Done {
-    if m.kind == Types::PVH {
-        return Ok(());
-    }
-    let Some(on) = m.keys.flag("vnc") else { return Ok(()) };
-    if m.kind == Types::PV && on {
-        return Err(unsupported(m, "vnc"));
-    }
-    m.put(Field(Place::Vnc, "enable"), defbool(on));
     Ok(())
 }
 

@@ -1,11 +1,11 @@
 //! All keys that xl reads in a guest's file, and what becomes of them.
 //!
 //! A key that is a plain copy into one of libxl's fields is one line here. A key with rules of its own names the
-//! function in `rules` that has them. A key that would change the guest but is not mapped yet is
+//! function in `rules` or `devices` that has them. A key that would change the guest but is not mapped yet is
 //! [`Rule::Unsupported`]: its presence is an error, because dropping it would start a different guest.
 
 use super::mapping::{Mapping, Types};
-use super::{Error, affinity, cpuid, resources, rules, vnuma};
+use super::{Error, affinity, cpuid, devices, resources, rules, vnuma};
 
 /// The structures of libxl's configuration. Those of the union exist only for guests of that type; fields in a
 /// structure that the guest doesn't have are not set, as in xl.
@@ -128,9 +128,9 @@ pub(super) const KEYS: &[Key] = &[
     key("pci_power_mgmt", 14, Elsewhere),
     key("pci_permissive", 14, Elsewhere),
     key("pci_seize", 14, Elsewhere),
-    key("rdm", 14, Unsupported(Types::HVM)),
-    key("pci", 14, Unsupported(Types::ALL)),
-    key("dtdev", 14, Unsupported(Types::ALL)),
+    key("rdm", 14, Elsewhere),
+    key("pci", 14, Own(devices::pci)),
+    key("dtdev", 14, Own(devices::dtdev)),
     key(
         "passthrough",
         14,
@@ -177,7 +177,7 @@ pub(super) const KEYS: &[Key] = &[
     key("acpi_firmware", 14, Text(Field(Hvm, "acpi_firmware"))),
     key("smbios", 18, Own(rules::smbios)),
     key("ms_vm_genid", 14, Own(rules::ms_vm_genid)),
-    key("rdm_mem_boundary", 14, Unsupported(Types::HVM)),
+    key("rdm_mem_boundary", 14, Mebibytes(Field(Hvm, "rdm_mem_boundary_memkb"))),
     key("mca_caps", 14, Own(rules::mca_caps)),
     key("firmware", 14, Own(rules::firmware)),
     key("altp2m", 14, Own(rules::altp2m)),
@@ -186,18 +186,18 @@ pub(super) const KEYS: &[Key] = &[
     key("ioports", 14, Own(resources::ioports)),
     key("irqs", 14, Own(resources::irqs)),
     key("iomem", 14, Own(resources::iomem)),
-    key("disk", 14, Own(rules::disk)),
-    key("vtpm", 14, Unsupported(Types::ALL)),
-    key("p9", 14, Unsupported(Types::ALL)),
-    key("vdispl", 14, Unsupported(Types::ALL)),
-    key("vsnd", 14, Unsupported(Types::ALL)),
-    key("pvcalls", 14, Unsupported(Types::ALL)),
-    key("channel", 14, Unsupported(Types::ALL)),
-    key("vif", 14, Own(rules::vif)),
+    key("disk", 14, Own(devices::disk)),
+    key("vtpm", 14, Own(devices::vtpm)),
+    key("p9", 14, Own(devices::p9)),
+    key("vdispl", 14, Own(devices::vdispl)),
+    key("vsnd", 14, Own(devices::vsnd)),
+    key("pvcalls", 14, Own(devices::pvcalls)),
+    key("channel", 14, Own(devices::channel)),
+    key("vif", 14, Own(devices::vif)),
     key("vif2", 14, Ignored("netchannel2 is not supported by xl")),
-    key("vfb", 14, Unsupported(Types::ALL)),
-    key("usbctrl", 14, Unsupported(Types::ALL)),
-    key("usbdev", 14, Unsupported(Types::ALL)),
+    key("vfb", 14, Own(devices::vfb)),
+    key("usbctrl", 14, Own(devices::usbctrl)),
+    key("usbdev", 14, Own(devices::usbdev)),
     key("cpuid", 14, Own(cpuid::cpuid)),
     key("device_model", 14, Ignored("use device_model_override for another device model")),
     key("device_model_override", 14, Text(Field(Build, "device_model"))),
@@ -212,7 +212,7 @@ pub(super) const KEYS: &[Key] = &[
     key("device_model_args", 14, Texts(Field(Build, "extra"))),
     key("device_model_args_pv", 14, Texts(Field(Build, "extra_pv"))),
     key("device_model_args_hvm", 14, Texts(Field(Build, "extra_hvm"))),
-    key("vnc", 14, Own(rules::vnc)),
+    key("vnc", 14, Own(devices::vnc)),
     key("vnclisten", 14, Text(Field(Vnc, "listen"))),
     key("vncpasswd", 14, Text(Field(Vnc, "passwd"))),
     key("vncdisplay", 14, Int(Field(Vnc, "display"), 0)),
@@ -256,8 +256,8 @@ pub(super) const KEYS: &[Key] = &[
     key("nr_spis", 19, Own(rules::nr_spis)),
     key("trap_unmapped_accesses", 21, Flag(Field(Build, "trap_unmapped_accesses"))),
     key("arm_sci", 21, Own(rules::arm_sci)),
-    key("vkb", 14, Unsupported(Types::ALL)),
-    key("virtio", 18, Unsupported(Types::ALL)),
+    key("vkb", 14, Own(devices::vkb)),
+    key("virtio", 18, Own(devices::virtio)),
     key("xend_suspend_evtchn_compat", 14, Flag(Field(Create, "xend_suspend_evtchn_compat"))),
     key("msr_relaxed", 15, Own(rules::msr_relaxed)),
     key("vpmu", 16, Flag(Field(Build, "vpmu"))),

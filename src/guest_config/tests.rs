@@ -220,8 +220,6 @@ fn what_is_an_error() {
         ("type = 'hvm'; vnclisten = '0:1'; vncdisplay = 2", "the display is given in vnclisten too"),
         ("cpu_weight = 4294967552", "out of range"),
         ("xendomains = ['order=x']", "t.cfg:3: xendomains: `order=x` needs a whole number"),
-        ("pci = ['01:00.0']", "pci: this key is not supported yet"),
-        ("vnc = 1", "vnc: this key is not supported yet"),
     ] {
         let shown = error(more);
         if expected == "t.cfg: name" {
@@ -243,10 +241,9 @@ fn what_is_an_error() {
 fn unsupported_keys_that_change_nothing_are_fine() {
     guest(
         "pv",
-        "pci = []\nvfb = []\nmca_caps = ['lmc']\nviridian = ['x']\npci_permissive = 1\nms_vm_genid = 'y'\nmmio_hole = 1",
+        "mca_caps = ['lmc']\nviridian = ['x']\nms_vm_genid = 'y'\nmmio_hole = 1",
     );
     guest("hvm", "ms_vm_genid = 'none'");
-    guest("pvh", "vnc = 1");
 }
 
 /// The field that a key becomes, with a host of this release.

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::items;
 use super::xen_host::XenHost;
 
 /// Tokens that are copied: the name in the item, the name in libxl.
@@ -70,6 +71,16 @@ const COLO: &[&str] = &[
     "colo_checkpoint_port",
 ];
 
+/// The first release of Xen 4 whose xl knows a token.
+fn since(token: &str) -> u32 {
+    match token.split_once('=') {
+        None if token == "trusted" || token == "untrusted" => 17,
+        Some(("mtu", _)) => 15,
+        Some(("vlan", _)) => 19,
+        _ => 14,
+    }
+}
+
 /// Reads the item of this number into a `libxl_device_nic`; what xl warns about goes into `warnings`.
 pub(super) fn parse(
     spec: &str,
@@ -89,8 +100,13 @@ pub(super) fn parse(
             nic.insert(name.to_owned(), json!(value));
         }
     }
-    for token in spec.split(',').filter(|token| !token.is_empty()) {
-        parse_token(&mut nic, token.trim_start_matches(' '), warnings)?;
+    for token in items::parameters(spec) {
+        let since = since(token);
+        if since > host.release {
+            warnings.push(format!("`{token}` needs Xen 4.{since}; it is ignored"));
+        } else {
+            parse_token(&mut nic, token, warnings)?;
+        }
     }
     Ok(Value::Object(nic))
 }
@@ -143,8 +159,8 @@ fn parse_token(nic: &mut Map<String, Value>, token: &str, warnings: &mut Vec<Str
                 }
             }
             "accel" => warnings.push("`accel` is not supported by xl; it is ignored".to_owned()),
-            "devid" => put("devid", json!(small_number(name, value)?)),
-            "mtu" => match small_number(name, value)? {
+            "devid" => put("devid", json!(items::natural(name, value, warnings)?)),
+            "mtu" => match items::natural(name, value, warnings)? {
                 0 => drop(nic.remove("mtu")),
                 mtu => put("mtu", json!(mtu)),
             },
@@ -169,12 +185,6 @@ fn mac(text: &str) -> Option<[u8; 6]> {
         rest = &rest[digits..];
     }
     Some(mac)
-}
-
-/// A decimal number that fits a C `int`; like xl, what follows the digits doesn't count.
-fn small_number(name: &str, value: &str) -> Result<i32, String> {
-    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
-    value[..digits].parse().map_err(|_| format!("`{name}={value}`: a number is expected"))
 }
 
 /// The number at the start, as `strtoull` with base 0 reads decimal digits, and the rest.
@@ -289,6 +299,32 @@ mod tests {
             parse("type=x,foo=1,bar,accel=y,netdev=e,bridge=b", 0, &XenHost::default(), &mut warnings).unwrap();
         assert_eq!(nic, json!({ "devid": 0, "bridge": "b", "gatewaydev": "e" }));
         assert_eq!(warnings.len(), 5, "{warnings:?}");
+    }
+
+    #[test]
+    fn by_release() {
+        for (token, since) in [("mtu=9000", 15), ("trusted", 17), ("untrusted", 17), ("vlan=7", 19)] {
+            for release in 14..=22 {
+                let mut warnings = Vec::new();
+                let host = XenHost { release, ..XenHost::default() };
+                let nic = parse(&format!("bridge=b, {token}"), 0, &host, &mut warnings).unwrap();
+                let known = nic.as_object().unwrap().len() == 3;
+                assert_eq!(
+                    (known, warnings.is_empty()),
+                    (release >= since, release >= since),
+                    "{token} {release}"
+                );
+                assert!(known || warnings == [format!("`{token}` needs Xen 4.{since}; it is ignored")]);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers() {
+        let mut warnings = Vec::new();
+        let nic = parse("mtu=1500x,devid= 2", 0, &XenHost::default(), &mut warnings).unwrap();
+        assert_eq!(nic, json!({ "devid": 2, "mtu": 1500 }));
+        assert_eq!(warnings, ["`mtu=1500x` is taken for 1500: a number is expected"]);
     }
 
     #[test]

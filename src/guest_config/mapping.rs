@@ -1,7 +1,5 @@
 //! Walks the table of keys over a guest's file and builds libxl's configuration.
 
-use std::path::Path;
-
 use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
@@ -76,7 +74,16 @@ impl Mapping<'_> {
             _ => json!({}),
         };
         self.root.insert("c_info".to_owned(), json!({}));
-        let build = json!({ "sched_params": {}, union_name(kind): union, "arch_arm": {}, "arch_x86": {} });
+        let mut build = json!({ "sched_params": {}, union_name(kind): union, "arch_arm": {} });
+        if !self.host.is_before(15) {
+            build["arch_x86"] = json!({});
+        }
+        if !self.host.is_before(21) {
+            build["arch_arm"]["arm_sci"] = json!({});
+        }
+        if !self.host.is_before(22) {
+            build["xenstore_quota"] = json!({});
+        }
         self.root.insert("b_info".to_owned(), build);
     }
 
@@ -88,6 +95,7 @@ impl Mapping<'_> {
             Place::Build => &["b_info"],
             Place::BuildOfHvm if self.kind == Types::HVM => &["b_info"],
             Place::Sched => &["b_info", "sched_params"],
+            Place::Arm => &["b_info", "arch_arm"],
             Place::X86 => &["b_info", "arch_x86"],
             Place::Pv if self.kind == Types::PV => &["b_info", union],
             Place::Pvh if self.kind == Types::PVH => &["b_info", union],
@@ -144,6 +152,12 @@ impl Mapping<'_> {
     /// Does what the table says about a key.
     fn apply(&mut self, key: &Key) -> Result<(), Error> {
         let name = key.name;
+        if self.host.is_before(key.since) {
+            if self.keys.value(name).is_some() {
+                self.keys.warn(name, format_args!("this key needs Xen 4.{} or newer; it is ignored", key.since));
+            }
+            return Ok(());
+        }
         match key.rule {
             Rule::Own(rule) => return rule(self),
             Rule::Action(default) => return rules::action(self, name, default),
@@ -218,28 +232,7 @@ impl Mapping<'_> {
 
     /// The error for a key, or a value of it, that is not mapped yet.
     pub(super) fn unsupported(&self, key: &Key) -> Error {
-        let known =
-            if key.since > 14 { format!(" (xl knows it since Xen 4.{})", key.since) } else { String::new() };
-        let message =
-            format!("this key{known} is not supported yet, and without it the guest would be another one");
+        let message = "this key is not supported yet, and without it the guest would be another one";
         self.keys.error(key.name, message)
-    }
-
-    /// That CPU masks of xl.conf can't be applied yet.
-    pub(super) fn check_masks(&self) -> Result<(), Error> {
-        let applies = |key: &str| match key {
-            "vm.hvm.cpumask" => self.kind != Types::PV,
-            "vm.pv.cpumask" => self.kind == Types::PV,
-            _ => true,
-        };
-        match self.host.xl_conf.masks.iter().find(|mask| applies(mask.key)) {
-            None => Ok(()),
-            Some(mask) => Err(Error::Key {
-                path: Path::new(&self.host.xl_conf.path).to_owned(),
-                line: mask.line,
-                key: mask.key.to_owned(),
-                message: "CPU masks for all guests are not supported yet".to_owned(),
-            }),
-        }
     }
 }

@@ -10,7 +10,11 @@
 //! - `devices`: the keys that describe devices; `disk`, `vif`, `pci` and others: the languages of their items
 //! - [`auto`]: the directory of guests to start at boot
 
+mod affinity;
 pub mod auto;
+mod cpu_set;
+mod cpuid;
+mod cpuid_names;
 mod channel;
 mod devices;
 mod disk;
@@ -22,11 +26,14 @@ mod mapping;
 mod p9;
 mod pci;
 mod per_guest;
+mod resources;
 mod rules;
+mod scan;
 mod syntax;
 mod table;
 mod usb;
 mod vif;
+mod vnuma;
 mod virtio;
 mod vsnd;
 mod xen_host;
@@ -40,8 +47,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+pub use affinity::MaskError;
 pub use per_guest::{PerGuest, StopAction};
-pub use xen_host::{Cpus, XenHost};
+pub use xen_host::{Cpus, KNOWN, NEWEST, XenHost, debian_firmware_dir};
 pub use xl_conf::{Autoballoon, XlConf};
 
 /// Files longer than this are not read: they are no configuration.

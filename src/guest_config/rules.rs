@@ -1,5 +1,8 @@
 //! The keys of a guest's file that are more than a copy into one of libxl's fields, one function each.
 
+use std::collections::BTreeSet;
+
+use rustix::rand::GetRandomFlags;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -7,15 +10,68 @@ use super::keys::{Keys, Number};
 use super::mapping::{Mapping, Types};
 use super::syntax;
 use super::table::{self, Field, Place};
-use super::{Error, defbool, xl_conf};
+use super::{Error, affinity, defbool, scan, xl_conf};
 
 type Done = Result<(), Error>;
 
 /// More virtual CPUs than any Xen gives to a guest.
-const VCPU_LIMIT: i64 = 8192;
+pub(super) const VCPU_LIMIT: i64 = 8192;
 
 /// The firmwares that libxl knows by name; the first one stands for its own choice.
 pub(super) const BIOS: &[&str] = &["unknown", "rombios", "seabios", "ovmf"];
+
+/// The lengths of SVE vectors on ARM; the first one stands for none.
+pub(super) const SVE: &[&str] = &[
+    "disabled", "hw", "128", "256", "384", "512", "640", "768", "896", "1024", "1152", "1280", "1408", "1536",
+    "1664", "1792", "1920", "2048",
+];
+
+/// What of Hyper-V a guest can be shown, by number, and the minor number of the first Xen 4 release that has it.
+const ENLIGHTENMENTS: &[(&str, u8)] = &[
+    ("base", 14),
+    ("freq", 14),
+    ("time_ref_count", 14),
+    ("reference_tsc", 14),
+    ("hcall_remote_tlb_flush", 14),
+    ("apic_assist", 14),
+    ("crash_ctl", 14),
+    ("synic", 14),
+    ("stimer", 14),
+    ("hcall_ipi", 14),
+    ("ex_processor_masks", 15),
+    ("no_vp_limit", 15),
+    ("cpu_hotplug", 15),
+];
+
+/// How many of them libxl has room for.
+const ENLIGHTENMENT_ROOM: usize = 64;
+
+/// What of the firmware's tables can be set.
+const SMBIOS: &[&str] = &[
+    "bios_vendor",
+    "bios_version",
+    "system_manufacturer",
+    "system_product_name",
+    "system_version",
+    "system_serial_number",
+    "baseboard_manufacturer",
+    "baseboard_product_name",
+    "baseboard_version",
+    "baseboard_serial_number",
+    "baseboard_asset_tag",
+    "baseboard_location_in_chassis",
+    "enclosure_manufacturer",
+    "enclosure_serial_number",
+    "enclosure_asset_tag",
+    "battery_manufacturer",
+    "battery_device_name",
+    "oem",
+];
+
+/// How many `oem` strings these tables have room for.
+const OEM_LIMIT: usize = 99;
+
+const ALTP2M: &[&str] = &["disabled", "mixed", "external", "limited"];
 
 const TSC_MODES: &[&str] = &["default", "always_emulate", "native", "native_paravirt"];
 
@@ -142,7 +198,9 @@ pub(super) fn memory(m: &mut Mapping<'_>) -> Done {
 pub(super) fn vcpus(m: &mut Mapping<'_>) -> Done {
     let online = m.keys.number_in("vcpus", 0..=VCPU_LIMIT)?;
     let limit = m.keys.number_in("maxvcpus", 0..=VCPU_LIMIT)?.filter(|&limit| limit != 0);
-    let count = online.unwrap_or(0);
+    // From Xen 4.22 on xl has a default of its own.
+    let least = i64::from(!m.host.is_before(22));
+    let count = online.unwrap_or(0).max(least);
     if limit.is_some_and(|limit| limit < count) {
         return Err(m.keys.error("maxvcpus", format!("it is lower than vcpus ({count})")));
     }
@@ -229,6 +287,10 @@ pub(super) fn timer_mode(m: &mut Mapping<'_>) -> Done {
     if m.kind == Types::PV && m.keys.text("timer_mode")?.is_some() {
         return Err(m.keys.error("timer_mode", "PV guests don't have it"));
     }
+    // libxl's word for the default.
+    if m.keys.text("timer_mode")?.is_some_and(|text| text.eq_ignore_ascii_case("unknown")) {
+        return Ok(());
+    }
     if let Some(word) = word_or_number(m, "timer_mode", TIMER_MODES)? {
         m.put(Field(Place::Build, "timer_mode"), word);
     }
@@ -291,7 +353,15 @@ pub(super) fn bootloader_args(m: &mut Mapping<'_>) -> Done {
     let args = if let Some(syntax::Value::Text(_)) = m.keys.value(KEY) {
         m.keys.warn(KEY, "giving it as a string is deprecated; use a list");
         let text = m.keys.text(KEY)?.unwrap_or_default();
-        text.split([' ', '\t', '\n']).filter(|arg| !arg.is_empty()).map(str::to_owned).collect()
+        let args: Vec<_> =
+            text.split([' ', '\t', '\n']).filter(|arg| !arg.is_empty()).map(str::to_owned).collect();
+        // What xl dies of.
+        if args.is_empty() {
+            return Err(m
+                .keys
+                .error(KEY, "there are no arguments; accepted: a list of strings, also an empty one"));
+        }
+        args
     } else {
         m.keys.texts(KEY)?.unwrap_or_default()
     };
@@ -309,20 +379,112 @@ fn unsupported(m: &Mapping<'_>, key: &str) -> Error {
     }
 }
 
-/// `viridian`: a flag; lists of enlightenments are not mapped yet.
+/// `viridian`: a flag, or a list of words: `all`, `defaults`, or an enlightenment that is wanted or (behind `!`) not.
 pub(super) fn viridian(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "viridian";
     if m.kind != Types::HVM {
         return Ok(());
     }
-    match m.keys.value("viridian") {
-        Some(syntax::Value::List(items)) if items.is_empty() => {}
-        Some(syntax::Value::List(_)) => return Err(unsupported(m, "viridian")),
-        Some(syntax::Value::Text(_)) => {
-            if let Some(on) = m.keys.flag("viridian") {
-                m.put(Field(Place::Hvm, "viridian"), defbool(on));
+    let Some(syntax::Value::List(_)) = m.keys.value(KEY) else {
+        if let Some(on) = m.keys.flag(KEY) {
+            m.put(Field(Place::Hvm, KEY), defbool(on));
+        }
+        return Ok(());
+    };
+    let (mut enable, mut disable) = (BTreeSet::new(), BTreeSet::new());
+    for word in m.keys.texts(KEY)?.unwrap_or_default() {
+        match word.as_str() {
+            "all" => enable.extend(0..ENLIGHTENMENT_ROOM),
+            "defaults" => m.put(Field(Place::Hvm, KEY), defbool(true)),
+            word => {
+                let (on, name) = word.strip_prefix('!').map_or((true, word), |name| (false, name));
+                let number = enlightenment(m, KEY, name)?;
+                let (to, from) = if on { (&mut enable, &mut disable) } else { (&mut disable, &mut enable) };
+                to.insert(number);
+                from.remove(&number);
             }
         }
-        None => {}
+    }
+    for (field, set) in [("viridian_enable", enable), ("viridian_disable", disable)] {
+        if !set.is_empty() {
+            m.put(Field(Place::Hvm, field), json!(set));
+        }
+    }
+    Ok(())
+}
+
+fn enlightenment(m: &Mapping<'_>, key: &str, name: &str) -> Result<usize, Error> {
+    let known = ENLIGHTENMENTS.iter().position(|(known, _)| known.eq_ignore_ascii_case(name));
+    let number = known.ok_or_else(|| {
+        let words: Vec<_> = ENLIGHTENMENTS.iter().map(|(word, _)| *word).collect();
+        m.keys.error(key, format!("`{name}` is not accepted; accepted: all, defaults, {}", words.join(", ")))
+    })?;
+    check_release(m, key, name, ENLIGHTENMENTS[number].1)?;
+    Ok(number)
+}
+
+/// A word that older releases refuse.
+fn check_release(m: &Mapping<'_>, key: &str, word: &str, since: u8) -> Done {
+    if m.host.is_before(since) {
+        return Err(m.keys.error(key, format!("`{word}` needs Xen 4.{since} or newer")));
+    }
+    Ok(())
+}
+
+/// `mmio_hole`, in MiB: the room for devices below 4 GiB.
+pub(super) fn mmio_hole(m: &mut Mapping<'_>) -> Done {
+    if m.kind == Types::HVM {
+        if let Some(mebibytes) = m.keys.number_in("mmio_hole", 256..=3840)? {
+            m.put(Field(Place::Hvm, "mmio_hole_memkb"), mebibytes * 1024);
+        }
+    }
+    Ok(())
+}
+
+/// `smbios`: a list of `NAME=TEXT`.
+pub(super) fn smbios(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "smbios";
+    if m.kind != Types::HVM {
+        return Ok(());
+    }
+    if let Some(syntax::Value::Text(_)) = m.keys.value(KEY) {
+        return Err(m.keys.error(KEY, "a list of strings is expected"));
+    }
+    let mut entries = Vec::new();
+    let mut oem = 0;
+    for item in m.keys.texts(KEY)?.unwrap_or_default() {
+        let Some((name, text)) = item.split_once('=').filter(|(_, text)| !text.is_empty()) else {
+            return Err(m.keys.error(KEY, format!("in `{item}`: a name, `=` and a text are expected")));
+        };
+        let name = m.word(KEY, name, SMBIOS)?;
+        oem += usize::from(name == "oem");
+        entries.push(json!({ "key": name, "value": text }));
+    }
+    if oem > OEM_LIMIT {
+        return Err(m.keys.error(KEY, format!("there is only room for {OEM_LIMIT} oem strings")));
+    }
+    if !entries.is_empty() {
+        m.put(Field(Place::Hvm, KEY), entries);
+    }
+    Ok(())
+}
+
+/// `mca_caps`: a list of what the guest's machine check architecture can do, of which there is one.
+pub(super) fn mca_caps(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "mca_caps";
+    const ACCEPTED: &str = "accepted: a list with lmce in it";
+    if m.kind != Types::HVM {
+        return Ok(());
+    }
+    if let Some(syntax::Value::Text(_)) = m.keys.value(KEY) {
+        return Err(m.keys.error(KEY, ACCEPTED));
+    }
+    let words = m.keys.texts(KEY)?.unwrap_or_default();
+    if let Some(word) = words.iter().find(|word| *word != "lmce") {
+        return Err(m.keys.error(KEY, format!("`{word}` is not accepted; {ACCEPTED}")));
+    }
+    if !words.is_empty() {
+        m.put(Field(Place::Hvm, KEY), 1);
     }
     Ok(())
 }
@@ -338,25 +500,71 @@ pub(super) fn altp2mhvm(m: &mut Mapping<'_>) -> Done {
     Ok(())
 }
 
-/// `ms_vm_genid`: a new one at each creation is not mapped yet.
+/// `altp2m`: a word, or the number of its place.
+pub(super) fn altp2m(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "altp2m";
+    let word = match m.keys.as_number(KEY) {
+        Number::Is(number) => match usize::try_from(number).ok().and_then(|place| ALTP2M.get(place)) {
+            Some(word) => word,
+            None => {
+                let message = format!("{number} is not accepted; accepted: {}", ALTP2M.join(", "));
+                return Err(m.keys.error(KEY, message));
+            }
+        },
+        _ => match m.keys.text(KEY)? {
+            Some(text) => m.word(KEY, &text, ALTP2M)?,
+            None => return Ok(()),
+        },
+    };
+    if word != ALTP2M[0] {
+        m.put(Field(Place::Build, KEY), word);
+    }
+    Ok(())
+}
+
+/// `altp2m_count`
+pub(super) fn altp2m_count(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "altp2m_count";
+    if let Some(count) = m.keys.number_in(KEY, 0..=i64::from(u16::MAX))? {
+        m.put(Field(Place::Build, KEY), count);
+    }
+    Ok(())
+}
+
+/// `ms_vm_genid`: a new one each time that the file is read.
 pub(super) fn ms_vm_genid(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "ms_vm_genid";
     if m.kind != Types::HVM {
         return Ok(());
     }
-    match m.keys.text("ms_vm_genid")?.as_deref() {
+    match m.keys.text(KEY)?.as_deref() {
         None | Some("none") => Ok(()),
-        Some("generate") => Err(unsupported(m, "ms_vm_genid")),
-        Some(other) => {
-            Err(m.keys.error("ms_vm_genid", format!("`{other}` is not accepted; accepted: generate, none")))
+        Some("generate") => {
+            let mut id = [0_u8; 16];
+            rustix::rand::getrandom(&mut id, GetRandomFlags::empty())
+                .map_err(|error| m.keys.error(KEY, format!("no random number can be had: {error}")))?;
+            m.put(Field(Place::Hvm, KEY), json!(id));
+            Ok(())
         }
+        Some(other) => Err(m.keys.error(KEY, format!("`{other}` is not accepted; accepted: generate, none"))),
     }
 }
 
-/// `firmware`: for HVM a firmware's name or path; for the others not mapped yet.
+/// `firmware`: for HVM a firmware's name or path; for the others the name of a boot program that comes with Xen.
 pub(super) fn firmware(m: &mut Mapping<'_>) -> Done {
-    let Some(text) = m.keys.text("firmware")? else { return Ok(()) };
+    const KEY: &str = "firmware";
+    let Some(text) = m.keys.text(KEY)? else { return Ok(()) };
     if m.kind != Types::HVM {
-        return Err(unsupported(m, "firmware"));
+        if m.get(Field(Place::Build, "kernel")).is_some() {
+            return Err(m.keys.error(KEY, "it can't be given beside kernel"));
+        }
+        // xl compares over the length of the given text only.
+        if !["pvgrub32", "pvgrub64"].iter().any(|word| word.starts_with(&text)) {
+            return Err(m.keys.error(KEY, format!("`{text}` is not accepted; accepted: pvgrub32, pvgrub64")));
+        }
+        let path = m.host.firmware_dir().join(format!("{text}.bin"));
+        m.put(Field(Place::Build, "kernel"), path.to_string_lossy());
+        return Ok(());
     }
     if let Some(name) = BIOS.iter().find(|name| name.eq_ignore_ascii_case(&text)) {
         match *name {
@@ -371,15 +579,124 @@ pub(super) fn firmware(m: &mut Mapping<'_>) -> Done {
     Ok(())
 }
 
+/// `bios`
+pub(super) fn bios(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "bios";
+    if m.kind != Types::HVM {
+        return Ok(());
+    }
+    match m.keys.text(KEY)? {
+        Some(text) => {
+            let word = m.word(KEY, &text, BIOS)?;
+            if word != BIOS[0] {
+                m.put(Field(Place::Hvm, KEY), word);
+            }
+        }
+        None if m.get(Field(Place::Hvm, "system_firmware")).is_some() => {
+            m.keys.warn("bios_path_override", "it is given without bios");
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// `xenstore_feature_mask`; all bits set is libxl's default.
+pub(super) fn xenstore_feature_mask(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "xenstore_feature_mask";
+    let mask = m.keys.number_in(KEY, 0..=i64::from(u32::MAX))?;
+    if let Some(mask) = mask.filter(|&mask| mask != i64::from(u32::MAX)) {
+        m.put(Field(Place::Build, KEY), mask);
+    }
+    Ok(())
+}
+
+/// `xenstore_quota`: a list of `NAME=NUMBER`.
+pub(super) fn xenstore_quota(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "xenstore_quota";
+    let mut quota = Vec::new();
+    for item in m.keys.texts(KEY)?.unwrap_or_default() {
+        let wrong = |why: &str| m.keys.error(KEY, format!("in `{item}`: {why}"));
+        let (name, number) = item.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
+        let number = scan::whole_number(number, 0).map_err(wrong)?;
+        let number = u32::try_from(number).map_err(|_| wrong(scan::TOO_BIG))?;
+        let mut entry = json!({ "name": name });
+        if number != 0 {
+            entry["val"] = number.into();
+        }
+        quota.push(entry);
+    }
+    if !quota.is_empty() {
+        m.put(Field(Place::Build, KEY), json!({ "quota": quota }));
+    }
+    Ok(())
+}
+
+/// `tee`: ARM's trusted execution environment.
+pub(super) fn tee(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "tee";
+    let Some(text) = m.keys.text(KEY)? else { return Ok(()) };
+    let word = m.word(KEY, &text, &["none", "optee", "ffa"])?;
+    if word == "ffa" {
+        check_release(m, KEY, word, 18)?;
+    }
+    if word != "none" {
+        m.put(Field(Place::Build, KEY), word);
+    }
+    Ok(())
+}
+
+/// `nr_spis`: interrupts for devices on ARM.
+pub(super) fn nr_spis(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "nr_spis";
+    let default = if m.host.is_before(21) { 0 } else { u32::MAX };
+    let count = m.keys.number_in(KEY, 0..=i64::from(u32::MAX))?;
+    if let Some(count) = count.filter(|&count| count != i64::from(default)) {
+        m.put(Field(Place::Arm, KEY), count);
+    }
+    Ok(())
+}
+
+/// `arm_sci`: `type=WORD`, and nothing else so far.
+pub(super) fn arm_sci(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "arm_sci";
+    let Some(text) = m.keys.text(KEY)? else { return Ok(()) };
+    let mut sci = json!({});
+    for part in text.split(',').filter(|part| !part.is_empty()) {
+        let Some(word) = part.strip_prefix("type=") else {
+            m.keys.warn(KEY, format_args!("`{part}` is not known and ignored; accepted: type="));
+            continue;
+        };
+        match m.word(KEY, word, &["none", "scmi_smc"])? {
+            "none" => sci = json!({}),
+            word => sci = json!({ "type": word }),
+        }
+    }
+    m.put(Field(Place::Arm, KEY), sci);
+    Ok(())
+}
+
+/// `msr_relaxed`
+pub(super) fn msr_relaxed(m: &mut Mapping<'_>) -> Done {
+    const KEY: &str = "msr_relaxed";
+    if let Some(on) = m.keys.flag(KEY) {
+        m.keys
+            .warn(KEY, "this key is going to be removed; tell xen-devel@lists.xenproject.org what it helps with");
+        m.put(Field(Place::X86, KEY), defbool(on));
+    }
+    Ok(())
+}
+
 /// `device_model_version`
 pub(super) fn device_model_version(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "device_model_version";
     match m.keys.text(KEY)?.as_deref() {
         Some("qemu-xen") => m.put(Field(Place::Build, KEY), "qemu_xen"),
-        Some("qemu-xen-traditional") => m.put(Field(Place::Build, KEY), "qemu_xen_traditional"),
+        Some("qemu-xen-traditional") if m.host.is_before(21) => {
+            m.put(Field(Place::Build, KEY), "qemu_xen_traditional");
+        }
         Some(other) => {
-            let message = format!("`{other}` is not accepted; accepted: qemu-xen, qemu-xen-traditional");
-            return Err(m.keys.error(KEY, message));
+            let older = if m.host.is_before(21) { ", qemu-xen-traditional" } else { "" };
+            return Err(m.keys.error(KEY, format!("`{other}` is not accepted; accepted: qemu-xen{older}")));
         }
         None if m.get(Field(Place::Build, "device_model")).is_some() => {
             m.keys.warn("device_model_override", "it is given without device_model_version");
@@ -459,7 +776,7 @@ pub(super) fn usbdevice(m: &mut Mapping<'_>) -> Done {
 
 /// What can be checked only when all keys have been read.
 pub(super) fn finish(m: &mut Mapping<'_>) -> Done {
-    m.check_masks()?;
+    affinity::masks(m)?;
     if m.kind == Types::HVM {
         let listen =
             m.get(Field(Place::Vnc, "listen")).and_then(Value::as_str).is_some_and(|text| text.contains(':'));

@@ -5,7 +5,7 @@
 //! [`Rule::Unsupported`]: its presence is an error, because dropping it would start a different guest.
 
 use super::mapping::{Mapping, Types};
-use super::{Error, devices, rules};
+use super::{Error, affinity, cpuid, devices, resources, rules, vnuma};
 
 /// The structures of libxl's configuration. Those of the union exist only for guests of that type; fields in a
 /// structure that the guest doesn't have are not set, as in xl.
@@ -16,6 +16,8 @@ pub(super) enum Place {
     /// In the build information, but only for HVM guests.
     BuildOfHvm,
     Sched,
+    Arm,
+    /// From Xen 4.15 on.
     X86,
     Pv,
     Pvh,
@@ -78,7 +80,7 @@ pub(super) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-use Place::{Build, BuildOfHvm, Create, Hvm, Pv, Pvh, Sched, Sdl, Spice, Vnc, X86};
+use Place::{Arm, Build, BuildOfHvm, Create, Hvm, Pv, Pvh, Sched, Sdl, Spice, Vnc};
 use Rule::{Action, Elsewhere, Flag, Ignored, Int, Mebibytes, Own, Text, Texts, Uint32, Unsupported, Word};
 
 /// In the order in which xl reads them, except that the type comes first.
@@ -92,8 +94,8 @@ pub(super) const KEYS: &[Key] = &[
     key("uuid", 14, Own(rules::uuid)),
     key("oos", 14, Flag(Field(Create, "oos"))),
     key("pool", 14, Text(Field(Create, "pool_name"))),
-    key("xenstore_feature_mask", 21, Unsupported(Types::ALL)),
-    key("xenstore_quota", 21, Unsupported(Types::ALL)),
+    key("xenstore_feature_mask", 21, Own(rules::xenstore_feature_mask)),
+    key("xenstore_quota", 22, Own(rules::xenstore_quota)),
     key("pvshim", 14, Flag(Field(Pvh, "pvshim"))),
     key("pvshim_path", 14, Text(Field(Pvh, "pvshim_path"))),
     key("pvshim_cmdline", 14, Text(Field(Pvh, "pvshim_cmdline"))),
@@ -106,13 +108,13 @@ pub(super) const KEYS: &[Key] = &[
     key("extratime", 14, Int(Field(Sched, "extratime"), -1)),
     key("memory", 14, Own(rules::memory)),
     key("maxmem", 14, Elsewhere),
-    key("llc_colors", 20, Unsupported(Types::ALL)),
+    key("llc_colors", 20, Own(resources::llc_colors)),
     key("vcpus", 14, Own(rules::vcpus)),
     key("maxvcpus", 14, Elsewhere),
-    key("vuart", 14, Unsupported(Types::ALL)),
-    key("vnuma", 14, Unsupported(Types::ALL)),
-    key("cpus", 14, Unsupported(Types::ALL)),
-    key("cpus_soft", 14, Unsupported(Types::ALL)),
+    key("vuart", 14, Word(Field(Arm, "vuart"), &["unknown", "sbsa_uart"])),
+    key("vnuma", 14, Own(vnuma::vnuma)),
+    key("cpus", 14, Own(affinity::cpus)),
+    key("cpus_soft", 14, Own(affinity::cpus_soft)),
     key("max_grant_frames", 14, Own(rules::max_grant_frames)),
     key("max_maptrack_frames", 14, Own(rules::max_maptrack_frames)),
     key("max_grant_version", 16, Own(rules::max_grant_version)),
@@ -151,14 +153,14 @@ pub(super) const KEYS: &[Key] = &[
     key("driver_domain", 14, Flag(Field(Create, "driver_domain"))),
     key("acpi", 14, Flag(Field(Build, "acpi"))),
     key("bootloader", 14, Text(Field(Build, "bootloader"))),
-    key("bootloader_restrict", 20, Own(rules::bootloader_restrict)),
-    key("bootloader_user", 20, Text(Field(Build, "bootloader_user"))),
+    key("bootloader_restrict", 18, Own(rules::bootloader_restrict)),
+    key("bootloader_user", 18, Text(Field(Build, "bootloader_user"))),
     key("bootloader_args", 14, Own(rules::bootloader_args)),
     key("timer_mode", 14, Own(rules::timer_mode)),
     key("nestedhvm", 14, Flag(Field(Build, "nested_hvm"))),
     key("firmware_override", 14, Text(Field(Hvm, "firmware"))),
     key("bios_path_override", 14, Text(Field(Hvm, "system_firmware"))),
-    key("bios", 14, Word(Field(Hvm, "bios"), rules::BIOS)),
+    key("bios", 14, Own(rules::bios)),
     key("pae", 14, Flag(Field(Hvm, "pae"))),
     key("acpi_s3", 14, Flag(Field(Hvm, "acpi_s3"))),
     key("acpi_s4", 14, Flag(Field(Hvm, "acpi_s4"))),
@@ -167,23 +169,23 @@ pub(super) const KEYS: &[Key] = &[
     key("hpet", 14, Flag(Field(Hvm, "hpet"))),
     key("vpt_align", 14, Flag(Field(Hvm, "vpt_align"))),
     key("apic", 14, Flag(Field(BuildOfHvm, "apic"))),
-    key("hvm_pirq", 20, Flag(Field(Hvm, "pirq"))),
+    key("hvm_pirq", 19, Flag(Field(Hvm, "pirq"))),
     key("viridian", 14, Own(rules::viridian)),
-    key("mmio_hole", 14, Unsupported(Types::HVM)),
+    key("mmio_hole", 14, Own(rules::mmio_hole)),
     key("altp2mhvm", 14, Own(rules::altp2mhvm)),
     key("smbios_firmware", 14, Text(Field(Hvm, "smbios_firmware"))),
     key("acpi_firmware", 14, Text(Field(Hvm, "acpi_firmware"))),
-    key("smbios", 20, Unsupported(Types::HVM)),
+    key("smbios", 18, Own(rules::smbios)),
     key("ms_vm_genid", 14, Own(rules::ms_vm_genid)),
     key("rdm_mem_boundary", 14, Mebibytes(Field(Hvm, "rdm_mem_boundary_memkb"))),
-    key("mca_caps", 14, Unsupported(Types::HVM)),
+    key("mca_caps", 14, Own(rules::mca_caps)),
     key("firmware", 14, Own(rules::firmware)),
-    key("altp2m", 14, Unsupported(Types::ALL)),
-    key("altp2m_count", 21, Unsupported(Types::ALL)),
-    key("vmtrace_buf_kb", 17, Int(Field(Build, "vmtrace_buf_kb"), 0)),
-    key("ioports", 14, Unsupported(Types::ALL)),
-    key("irqs", 14, Unsupported(Types::ALL)),
-    key("iomem", 14, Unsupported(Types::ALL)),
+    key("altp2m", 14, Own(rules::altp2m)),
+    key("altp2m_count", 21, Own(rules::altp2m_count)),
+    key("vmtrace_buf_kb", 15, Int(Field(Build, "vmtrace_buf_kb"), 0)),
+    key("ioports", 14, Own(resources::ioports)),
+    key("irqs", 14, Own(resources::irqs)),
+    key("iomem", 14, Own(resources::iomem)),
     key("disk", 14, Own(devices::disk)),
     key("vtpm", 14, Own(devices::vtpm)),
     key("p9", 14, Own(devices::p9)),
@@ -196,7 +198,7 @@ pub(super) const KEYS: &[Key] = &[
     key("vfb", 14, Own(devices::vfb)),
     key("usbctrl", 14, Own(devices::usbctrl)),
     key("usbdev", 14, Own(devices::usbdev)),
-    key("cpuid", 14, Unsupported(Types::ALL)),
+    key("cpuid", 14, Own(cpuid::cpuid)),
     key("device_model", 14, Ignored("use device_model_override for another device model")),
     key("device_model_override", 14, Text(Field(Build, "device_model"))),
     key("device_model_version", 14, Own(rules::device_model_version)),
@@ -204,7 +206,7 @@ pub(super) const KEYS: &[Key] = &[
     key("device_model_stubdomain_seclabel", 14, Text(Field(Build, "device_model_ssid_label"))),
     key("device_model_user", 14, Text(Field(Build, "device_model_user"))),
     key("stubdomain_kernel", 14, Text(Field(Build, "stubdomain_kernel"))),
-    key("stubdomain_cmdline", 15, Text(Field(Build, "stubdomain_cmdline"))),
+    key("stubdomain_cmdline", 16, Text(Field(Build, "stubdomain_cmdline"))),
     key("stubdomain_ramdisk", 14, Text(Field(Build, "stubdomain_ramdisk"))),
     key("stubdomain_memory", 14, Mebibytes(Field(Build, "stubdomain_memkb"))),
     key("device_model_args", 14, Texts(Field(Build, "extra"))),
@@ -248,17 +250,17 @@ pub(super) const KEYS: &[Key] = &[
     key("xen_platform_pci", 14, Flag(Field(Hvm, "xen_platform_pci"))),
     key("xen_platform_pci_bar_uc", 21, Flag(Field(Hvm, "xen_platform_pci_bar_uc"))),
     key("vendor_device", 14, Word(Field(Hvm, "vendor_device"), &["none", "xenserver"])),
-    key("gic_version", 14, Unsupported(Types::ALL)),
-    key("tee", 14, Unsupported(Types::ALL)),
-    key("sve", 18, Unsupported(Types::ALL)),
-    key("nr_spis", 20, Unsupported(Types::ALL)),
-    key("trap_unmapped_accesses", 21, Unsupported(Types::ALL)),
-    key("arm_sci", 21, Unsupported(Types::ALL)),
+    key("gic_version", 14, Word(Field(Arm, "gic_version"), &["default", "v2", "v3"])),
+    key("tee", 14, Own(rules::tee)),
+    key("sve", 18, Word(Field(Arm, "sve_vl"), rules::SVE)),
+    key("nr_spis", 19, Own(rules::nr_spis)),
+    key("trap_unmapped_accesses", 21, Flag(Field(Build, "trap_unmapped_accesses"))),
+    key("arm_sci", 21, Own(rules::arm_sci)),
     key("vkb", 14, Own(devices::vkb)),
     key("virtio", 18, Own(devices::virtio)),
     key("xend_suspend_evtchn_compat", 14, Flag(Field(Create, "xend_suspend_evtchn_compat"))),
-    key("msr_relaxed", 15, Flag(Field(X86, "msr_relaxed"))),
-    key("vpmu", 17, Flag(Field(Build, "vpmu"))),
+    key("msr_relaxed", 15, Own(rules::msr_relaxed)),
+    key("vpmu", 16, Flag(Field(Build, "vpmu"))),
 ];
 
 #[cfg(test)]

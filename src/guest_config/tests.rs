@@ -220,9 +220,6 @@ fn what_is_an_error() {
         ("type = 'hvm'; vnclisten = '0:1'; vncdisplay = 2", "the display is given in vnclisten too"),
         ("cpu_weight = 4294967552", "out of range"),
         ("xendomains = ['order=x']", "t.cfg:3: xendomains: `order=x` needs a whole number"),
-        ("cpus = '0-3'", "t.cfg:3: cpus: this key is not supported yet"),
-        ("llc_colors = ['0']", "(xl knows it since Xen 4.20) is not supported yet"),
-        ("firmware = 'pvgrub64'", "firmware: this key is not supported yet"),
     ] {
         let shown = error(more);
         if expected == "t.cfg: name" {
@@ -242,17 +239,214 @@ fn what_is_an_error() {
 
 #[test]
 fn unsupported_keys_that_change_nothing_are_fine() {
-    guest("pv", "mca_caps = ['lmce']\nviridian = ['all']\nms_vm_genid = 'generate'");
+    guest(
+        "pv",
+        "mca_caps = ['lmc']\nviridian = ['x']\nms_vm_genid = 'y'\nmmio_hole = 1",
+    );
     guest("hvm", "ms_vm_genid = 'none'");
 }
 
+/// The field that a key becomes, with a host of this release.
+fn field(release: u32, kind: &str, more: &str, pointer: &str) -> (Value, Vec<String>) {
+    let host = XenHost { release, ..XenHost::default() };
+    let source = format!("name='g'; type='{kind}'; bootloader='/b'\n{more}\n");
+    let config = parse_with(&source, &host).unwrap_or_else(|e| panic!("{more}: {e}"));
+    let value = config.json.pointer(pointer).cloned().unwrap_or_default();
+    (value, config.warnings.iter().map(ToString::to_string).collect())
+}
+
 #[test]
-fn masks_of_the_host() {
-    let host = XenHost::of(XlConf::parse(Path::new("xl.conf"), b"vm.pv.cpumask = '0-1'\n").unwrap());
-    let source = "name='g'; kernel='/k'; type=";
-    let shown = parse_with(&format!("{source}'pv'"), &host).unwrap_err().to_string();
-    assert!(shown.starts_with("xl.conf:1: vm.pv.cpumask: "), "{shown}");
-    assert!(parse_with(&format!("{source}'pvh'"), &host).is_ok());
+fn keys_of_later_releases_are_ignored() {
+    for (key, since, value, pointer) in [
+        ("msr_relaxed", 15, "1", "/b_info/arch_x86/msr_relaxed"),
+        ("vmtrace_buf_kb", 15, "64", "/b_info/vmtrace_buf_kb"),
+        ("max_grant_version", 16, "1", "/b_info/max_grant_version"),
+        ("stubdomain_cmdline", 16, "'x'", "/b_info/stubdomain_cmdline"),
+        ("vpmu", 16, "1", "/b_info/vpmu"),
+        ("bootloader_restrict", 18, "1", "/b_info/bootloader_restrict"),
+        ("bootloader_user", 18, "'x'", "/b_info/bootloader_user"),
+        ("smbios", 18, "['oem=x']", "/b_info/type.hvm/smbios"),
+        ("sve", 18, "'hw'", "/b_info/arch_arm/sve_vl"),
+        ("hvm_pirq", 19, "1", "/b_info/type.hvm/pirq"),
+        ("nr_spis", 19, "64", "/b_info/arch_arm/nr_spis"),
+        ("llc_colors", 20, "['1-2']", "/b_info/llc_colors"),
+        ("altp2m_count", 21, "5", "/b_info/altp2m_count"),
+        ("arm_sci", 21, "'type=scmi_smc'", "/b_info/arch_arm/arm_sci/type"),
+        ("trap_unmapped_accesses", 21, "1", "/b_info/trap_unmapped_accesses"),
+        ("xen_platform_pci_bar_uc", 21, "0", "/b_info/type.hvm/xen_platform_pci_bar_uc"),
+        ("xenstore_feature_mask", 21, "3", "/b_info/xenstore_feature_mask"),
+        ("xenstore_quota", 22, "['nodes=9']", "/b_info/xenstore_quota/quota"),
+    ] {
+        let more = format!("{key} = {value}");
+        assert_ne!(field(since, "hvm", &more, pointer).0, Value::Null, "{key}");
+        let (absent, warnings) = field(since - 1, "hvm", &more, pointer);
+        let warning = format!("t.cfg:2: {key}: this key needs Xen 4.{since} or newer; it is ignored");
+        assert_eq!((absent, warnings), (Value::Null, vec![warning]));
+    }
+    // The host's defaults are for such a key too, and 4.13 is none of those known.
+    let xl_conf = XlConf { bootloader_restrict: Some(true), max_grant_version: Some(1), ..XlConf::default() };
+    for (release, restricted) in [(13, false), (17, false), (18, true)] {
+        let host = XenHost { release, ..XenHost::of(xl_conf.clone()) };
+        let config = parse_with("name='g'; bootloader='/b'; memory=1; cpus_soft='1'; vcpus=1", &host).unwrap();
+        assert_eq!(config.json["b_info"]["bootloader_restrict"].is_string(), restricted);
+        assert_eq!(config.warnings, []);
+    }
+}
+
+#[test]
+fn what_each_release_prints_of_an_empty_guest() {
+    let printed = |release| {
+        let source = "name='g'; bootloader='/b'; uuid='11111111-2222-3333-4444-555555555555'";
+        parse_with(source, &XenHost { release, ..XenHost::default() }).unwrap().json["b_info"].clone()
+    };
+    let mut expected = json!({
+        "bootloader": "/b", "claim_mode": "True", "sched_params": {}, "type.pv": {}, "arch_arm": {}
+    });
+    assert_eq!(printed(14), expected);
+    expected["arch_x86"] = json!({});
+    for release in 15..=20 {
+        assert_eq!(printed(release), expected);
+    }
+    expected["arch_arm"]["arm_sci"] = json!({});
+    assert_eq!(printed(21), expected);
+    expected["xenstore_quota"] = json!({});
+    expected["avail_vcpus"] = json!([0]);
+    expected["max_vcpus"] = json!(1);
+    assert_eq!(printed(22), expected);
+}
+
+#[test]
+fn small_keys() {
+    let genid = field(20, "hvm", "ms_vm_genid = 'generate'", "/b_info/type.hvm/ms_vm_genid").0;
+    assert_eq!(genid.as_array().map(Vec::len), Some(16), "{genid}");
+    assert_ne!(genid, field(20, "hvm", "ms_vm_genid = 'generate'", "/b_info/type.hvm/ms_vm_genid").0);
+    for (kind, more, pointer, expected) in [
+        ("hvm", "viridian=['base', '!FREQ', 'freq', '!base']", "/b_info/type.hvm/viridian_enable", json!([1])),
+        ("hvm", "viridian=['base', '!FREQ', 'freq', '!base']", "/b_info/type.hvm/viridian_disable", json!([0])),
+        ("hvm", "viridian=['!base', 'all']", "/b_info/type.hvm/viridian_enable/63", json!(63)),
+        (
+            "hvm",
+            "viridian=['defaults']",
+            "/b_info/type.hvm",
+            json!({"viridian": "True", "vga": {}, "vnc": {}, "sdl": {}, "spice": {}, "rdm": {}}),
+        ),
+        ("hvm", "viridian=[]", "/b_info/type.hvm/viridian", Value::Null),
+        ("hvm", "viridian=0", "/b_info/type.hvm/viridian", json!("False")),
+        ("hvm", "mmio_hole=256", "/b_info/type.hvm/mmio_hole_memkb", json!(262_144)),
+        ("hvm", "mca_caps=['lmce','lmce']", "/b_info/type.hvm/mca_caps", json!(1)),
+        ("hvm", "mca_caps=[]", "/b_info/type.hvm/mca_caps", Value::Null),
+        (
+            "hvm",
+            "smbios=['OEM=a=b','bios_vendor=c']",
+            "/b_info/type.hvm/smbios",
+            json!([{"key": "oem", "value": "a=b"}, {"key": "bios_vendor", "value": "c"}]),
+        ),
+        ("pv", "smbios='x'", "/b_info/type.pv", json!({})),
+        ("pv", "altp2m=2", "/b_info/altp2m", json!("external")),
+        ("pv", "altp2m='Limited'", "/b_info/altp2m", json!("limited")),
+        ("pv", "altp2m=0", "/b_info/altp2m", Value::Null),
+        ("pv", "tee='ffa'", "/b_info/tee", json!("ffa")),
+        ("pv", "tee='none'", "/b_info/tee", Value::Null),
+        (
+            "pv",
+            "gic_version='V3'; vuart='sbsa_uart'; sve=256",
+            "/b_info/arch_arm",
+            json!({"gic_version": "v3", "vuart": "sbsa_uart", "sve_vl": "256"}),
+        ),
+        ("pv", "gic_version='default'; vuart='unknown'; sve='disabled'; nr_spis=0", "/b_info/arch_arm", json!({})),
+        (
+            "pv",
+            "device_model_version='qemu-xen-traditional'",
+            "/b_info/device_model_version",
+            json!("qemu_xen_traditional"),
+        ),
+        ("hvm", "bios_path_override='/p'; bios='ovmf'", "/b_info/type.hvm/bios", json!("ovmf")),
+    ] {
+        assert_eq!(field(20, kind, more, pointer), (expected, vec![]), "{more}");
+    }
+    for (kind, more, pointer, expected) in [
+        ("pv", "nr_spis=0", "/b_info/arch_arm/nr_spis", json!(0)),
+        ("pv", "nr_spis=4294967295", "/b_info/arch_arm/nr_spis", Value::Null),
+        ("pv", "altp2m_count=0", "/b_info/altp2m_count", json!(0)),
+        ("pv", "xenstore_feature_mask=4294967295", "/b_info/xenstore_feature_mask", Value::Null),
+        (
+            "pv",
+            "xenstore_quota=['a=0x10','=0']",
+            "/b_info/xenstore_quota/quota",
+            json!([{"name": "a", "val": 16}, {"name": ""}]),
+        ),
+        ("pv", "arm_sci='type=scmi_smc,type=none'", "/b_info/arch_arm/arm_sci", json!({})),
+    ] {
+        assert_eq!(field(22, kind, more, pointer), (expected, vec![]), "{more}");
+    }
+    for (kind, more, words) in [
+        ("pv", "msr_relaxed = 1", "msr_relaxed: this key is going to be removed"),
+        ("hvm", "bios_path_override = '/p'", "bios_path_override: it is given without bios"),
+        ("pv", "arm_sci = 'x'", "arm_sci: `x` is not known and ignored"),
+        ("pv", "vnuma = 'x'", "vnuma: a list is expected"),
+    ] {
+        let warnings = field(22, kind, more, "").1;
+        assert!(warnings.len() == 1 && warnings[0].contains(words), "{warnings:?}");
+    }
+}
+
+#[test]
+fn small_keys_that_are_wrong() {
+    for (release, more, words) in [
+        (20, "viridian=['x']", "viridian: `x` is not accepted; accepted: all, defaults, base"),
+        (14, "viridian=['no_vp_limit']", "`no_vp_limit` needs Xen 4.15 or newer"),
+        (20, "mmio_hole=255", "out of range; accepted: 256 to 3840"),
+        (20, "mca_caps='lmce'", "accepted: a list with lmce"),
+        (20, "mca_caps=['x']", "`x` is not accepted"),
+        (20, "smbios='oem=x'", "a list of strings is expected"),
+        (20, "smbios=['oem=']", "a name, `=` and a text are expected"),
+        (20, "smbios=['x=y']", "accepted: bios_vendor"),
+        (20, "ms_vm_genid='x'", "accepted: generate, none"),
+        (20, "altp2m=4", "4 is not accepted; accepted: disabled"),
+        (20, "altp2m='x'", "`x` is not accepted here"),
+        (21, "altp2m_count=65536", "out of range"),
+        (17, "tee='ffa'", "`ffa` needs Xen 4.18 or newer"),
+        (20, "gic_version='v4'", "accepted: default, v2, v3"),
+        (20, "vuart='x'", "accepted: unknown, sbsa_uart"),
+        (20, "sve='129'", "accepted: disabled, hw, 128"),
+        (20, "nr_spis='-1'", "out of range"),
+        (21, "arm_sci='type=x'", "accepted: none, scmi_smc"),
+        (22, "xenstore_quota=['a']", "in `a`: there is no `=`"),
+        (22, "xenstore_quota=['a=x']", "in `a=x`: not a number"),
+        (22, "xenstore_quota=['a=4294967296']", "too big"),
+        (21, "device_model_version='qemu-xen-traditional'", "accepted: qemu-xen"),
+        (20, "bios='x'", "bios: `x` is not accepted here"),
+        (22, "maxvcpus=2; vcpus=3", "lower than vcpus (3)"),
+    ] {
+        let host = XenHost { release, ..XenHost::default() };
+        let source = format!("name='g'; type='hvm'\n{more}\n");
+        let shown = parse_with(&source, &host).expect_err(more).to_string();
+        assert!(shown.starts_with("t.cfg:2: ") && shown.contains(words), "{more}: {shown}");
+    }
+    let many = "smbios=[".to_owned() + &"'oem=x',".repeat(100) + "]";
+    assert!(parse_with(&format!("name='g'; type='hvm'; {many}"), &XenHost::default()).is_err());
+}
+
+#[test]
+fn boot_programs_of_xen() {
+    let host = |release, dir: Option<&str>| XenHost {
+        release,
+        firmware_dir: dir.map(PathBuf::from),
+        ..XenHost::default()
+    };
+    let kernel = |host: &XenHost, more: &str| {
+        let config = parse_with(&format!("name='g'\n{more}"), host);
+        config.map(|config| config.json["b_info"]["kernel"].clone()).map_err(|error| error.to_string())
+    };
+    assert_eq!(kernel(&host(17, None), "firmware='pvgrub64'"), Ok(json!("/usr/lib/xen-4.17/boot/pvgrub64.bin")));
+    let pvh = "type='pvh'; firmware='pvgrub32'";
+    assert_eq!(kernel(&host(20, Some("/usr/lib/xen/boot")), pvh), Ok(json!("/usr/lib/xen/boot/pvgrub32.bin")));
+    for (more, words) in [
+        ("firmware='ovmf'", "t.cfg:2: firmware: `ovmf` is not accepted; accepted: pvgrub32, pvgrub64"),
+        ("kernel='/k'; firmware='pvgrub64'", "firmware: it can't be given beside kernel"),
+    ] {
+        assert!(kernel(&host(20, None), more).is_err_and(|error| error.contains(words)), "{more}");
+    }
 }
 
 #[test]

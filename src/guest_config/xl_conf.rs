@@ -29,11 +29,23 @@ impl Autoballoon {
     }
 }
 
-/// A CPU mask for all guests of a kind, which can't be applied yet.
+/// The CPUs that all guests of a kind are kept to.
 #[derive(Clone, Debug)]
 pub(super) struct Mask {
     pub(super) key: &'static str,
     pub(super) line: u32,
+    pub(super) text: String,
+}
+
+impl Mask {
+    /// Whether it is for PV guests, or for the others.
+    pub(super) fn applies_to(&self, pv: bool) -> bool {
+        match self.key {
+            "vm.hvm.cpumask" => !pv,
+            "vm.pv.cpumask" => pv,
+            _ => true,
+        }
+    }
 }
 
 /// What xl.conf says; the default is that of a host without the file.
@@ -67,6 +79,8 @@ pub struct XlConf {
     pub max_grant_version: Option<u32>,
     /// `bootloader_restrict`.
     pub bootloader_restrict: Option<bool>,
+    /// `domid_policy`: new guests get numbers at random instead of the next free one.
+    pub random_domid: bool,
     /// What xl would warn about.
     pub warnings: Vec<Diagnostic>,
     pub(super) masks: Vec<Mask>,
@@ -89,6 +103,7 @@ impl Default for XlConf {
             max_maptrack_frames: None,
             max_grant_version: None,
             bootloader_restrict: None,
+            random_domid: false,
             warnings: Vec::new(),
             masks: Vec::new(),
         }
@@ -133,10 +148,15 @@ impl XlConf {
         conf.max_grant_version = limit(&keys, "max_grant_version")?;
         conf.bootloader_restrict = keys.flag("bootloader_restrict");
         for key in ["vm.cpumask", "vm.hvm.cpumask", "vm.pv.cpumask"] {
-            if keys.text(key)?.is_some_and(|mask| mask != "all") {
+            if let Some(text) = keys.text(key)? {
                 let line = keys.settings().iter().find(|s| s.name == key).map_or(0, |s| s.line);
-                conf.masks.push(Mask { key, line });
+                conf.masks.push(Mask { key, line, text });
             }
+        }
+        match keys.text("domid_policy")?.as_deref() {
+            None | Some("xen") => {}
+            Some("random") => conf.random_domid = true,
+            Some(_) => keys.warn("domid_policy", "`xen` or `random` is expected; taken as `xen`"),
         }
         conf.warnings = keys.into_warnings();
         Ok(conf)
@@ -194,6 +214,10 @@ mod tests {
             (Some(64), Some(1024), Some(1))
         );
         assert_eq!(conf.warnings.len(), 2);
+        assert!(parse("domid_policy='random'\n").unwrap().random_domid);
+        let masks = parse("\nvm.pv.cpumask='0-1'\nvm.cpumask='all'").unwrap().masks;
+        let shown: Vec<_> = masks.iter().map(|mask| (mask.key, mask.line, mask.text.as_str())).collect();
+        assert_eq!(shown, [("vm.cpumask", 3, "all"), ("vm.pv.cpumask", 2, "0-1")]);
     }
 
     #[test]
@@ -215,7 +239,6 @@ mod tests {
         assert!(parse("max_grant_frames='-1'\n").is_err());
         assert!(parse("claim_mode=True\n").is_err());
         assert_eq!(parse("autoballoon='maybe'\n").unwrap().warnings.len(), 1);
-        assert!(parse("vm.cpumask='all'\n").unwrap().masks.is_empty());
-        assert_eq!(parse("\nvm.pv.cpumask='0-1'\n").unwrap().masks[0].line, 2);
+        assert_eq!(parse("domid_policy='maybe'\n").unwrap().warnings.len(), 1);
     }
 }

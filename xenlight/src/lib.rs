@@ -63,6 +63,7 @@
 
 mod config;
 mod context;
+mod cpus;
 mod domain;
 mod error;
 mod events;
@@ -75,6 +76,7 @@ pub use futures_core;
 
 pub use config::DomainConfig;
 pub use context::{Children, Context, Version};
+pub use cpus::HostCpus;
 pub use domain::{DomainInfo, Domid, SaveFlags, ShutdownReason, Trigger};
 pub use error::{Cause, Error, ErrorCode, Result, Wait};
 pub use events::{DomainChange, DomainEvent, DomainEvents};

@@ -562,3 +562,21 @@ fn a_log_sink_that_panics_is_left_alone_from_then_on() {
     assert!(texts.iter().any(|(_, text)| text.ends_with("first line")));
     assert!(texts.iter().any(|(_, text)| text.ends_with("second line")));
 }
+
+#[test]
+fn the_hosts_processors() {
+    let fake = Fake::new(json!({"cpus": 6, "nodes": 2}));
+    let context = fake.context(None);
+    let cpus = context.host_cpus().expect("an answer");
+    assert_eq!((cpus.count, cpus.online, cpus.nodes), (6, 6, 2));
+    assert_eq!(cpus.node_of, [Some(0), Some(0), Some(0), Some(1), Some(1), Some(1)]);
+    for call in ["libxl_get_physinfo", "libxl_get_cpu_topology"] {
+        fake.control.script(json!({"call": call, "nth": 1, "error": -3}));
+        let error = context.host_cpus().expect_err(call);
+        assert_eq!(error.code(), Some(ErrorCode::Fail), "{call}");
+        assert!(error.to_string().contains("query the host's processors"), "{error}");
+    }
+    assert!(context.host_cpus().is_ok());
+    drop(context);
+    fake.expect_nothing_left();
+}

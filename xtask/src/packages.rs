@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::exec;
-use crate::lab::cache;
+use crate::lab::{Release, cache};
 use crate::progress;
 
 /// The mirror of a machine that says nothing about its own.
@@ -155,6 +155,20 @@ pub fn unpack(packages: &str, suite: &str, target: &Path, log: &Path) -> Result<
             )
         })
     })
+}
+
+/// The folder with the xl and the headers of a release of Xen, unpacked from its Debian packages.
+///
+/// # Errors
+/// The packages can't be had.
+pub fn xen(workspace: &Path, release: Release) -> Result<PathBuf> {
+    let suite = release.suite();
+    let packages = format!("xen-utils-{release},libxen-dev");
+    let key = cache::Key::default().with("packages", &packages).with("suite", suite).finish();
+    let directory = workspace.join("target/xen");
+    let root = directory.join(format!("{release}-{key}"));
+    unpack(&packages, suite, &root, &directory.join(format!("{release}.log")))?;
+    Ok(root)
 }
 
 /// The machine's apt proxy settings as `--aptopt` arguments of mmdebstrap, which has a configuration of its own.

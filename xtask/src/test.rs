@@ -2,18 +2,15 @@
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::lab::{Release, cache};
+use crate::lab::Release;
 use crate::packages;
 use crate::program::{self, cargo};
-
-/// Raise when the way of unpacking changes.
-const HEADERS_FORMAT: &str = "1";
 
 /// What a tier came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +44,15 @@ type Tier = fn(&Path) -> Result<Count>;
 pub fn run(workspace: &Path) -> Result<bool> {
     let started = Instant::now();
     program::prepare(workspace)?;
-    let tiers: [(&str, Tier); 6] =
-        [("style", style), ("unit", unit), ("fake", fake), ("headers", headers), ("fuzz", fuzz), ("lab", lab)];
+    let tiers: [(&str, Tier); 7] = [
+        ("style", style),
+        ("unit", unit),
+        ("fake", fake),
+        ("headers", headers),
+        ("xl", xl),
+        ("fuzz", fuzz),
+        ("lab", lab),
+    ];
     let mut counts = Vec::new();
     for (name, tier) in tiers {
         println!("\n=== {name}");
@@ -102,7 +106,7 @@ fn fake(workspace: &Path) -> Result<Count> {
 fn headers(workspace: &Path) -> Result<Count> {
     let mut found = Vec::new();
     for release in Release::ALL {
-        let root = xen_headers(workspace, release)?;
+        let root = packages::xen(workspace, release)?;
         found.push(format!("{release}={}", root.join("usr/include").display()));
     }
     cargo_test(
@@ -112,14 +116,11 @@ fn headers(workspace: &Path) -> Result<Count> {
     )
 }
 
-/// The headers of a release, from its Debian package, unpacked and not installed.
-fn xen_headers(workspace: &Path, release: Release) -> Result<PathBuf> {
-    let suite = release.suite();
-    let key = cache::Key::default().with("format", HEADERS_FORMAT).with("suite", suite).finish();
-    let headers = workspace.join("target/headers");
-    let root = headers.join(format!("{suite}-{key}"));
-    packages::unpack("libxen-dev", suite, &root, &headers.join(format!("{suite}.log")))?;
-    Ok(root)
+/// Our reading of guests' files against the xl of each supported release.
+fn xl(workspace: &Path) -> Result<Count> {
+    let mut command = Command::new(cargo());
+    command.current_dir(workspace).args(["run", "--quiet", "--package", "xl-differential"]);
+    counted(&mut command)
 }
 
 /// Each parser for a minute.
@@ -128,15 +129,20 @@ fn fuzz(workspace: &Path) -> Result<Count> {
     Ok(Count { passed, failed })
 }
 
-/// The scenarios of `tests/lab` on a real Xen host.
+/// The scenarios of `tests/lab` on a real Xen host, and of a newer release those that depend on it most.
 fn lab(workspace: &Path) -> Result<Count> {
     let program = program::build(workspace)?;
-    let mut command = Command::new(cargo());
-    command
-        .current_dir(workspace)
-        .args(["run", "--quiet", "--package", "lab-tests", "--", "--program"])
-        .arg(program);
-    counted(&mut command)
+    let mut all = Count::default();
+    for more in [&[][..], &["--xen", "4.20", "configs"]] {
+        let mut command = Command::new(cargo());
+        command
+            .current_dir(workspace)
+            .args(["run", "--quiet", "--package", "lab-tests", "--", "--program"])
+            .arg(&program)
+            .args(more);
+        all += counted(&mut command)?;
+    }
+    Ok(all)
 }
 
 fn cargo_test(workspace: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Count> {

@@ -198,6 +198,8 @@ pub struct World {
     /// How far dom0 can come down: the rest it uses itself.
     pub dom0_floor_kb: u64,
     pub cpus: u32,
+    /// NUMA nodes, over which the processors are spread evenly.
+    pub nodes: u32,
     pub xen_commandline: String,
     /// Behaviour of guests by name, `*` for all others.
     pub guests: BTreeMap<String, Guest>,
@@ -224,6 +226,7 @@ impl Default for World {
             free_kb: 12 << 20,
             dom0_floor_kb: 512 << 10,
             cpus: 4,
+            nodes: 1,
             // A host whose dom0 keeps its memory: what wants it to give some back says so.
             xen_commandline: "placeholder dom0_mem=2G,max:2G".into(),
             guests: BTreeMap::new(),

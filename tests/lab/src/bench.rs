@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::counter;
+use xtask::exec;
 use xtask::lab::{Host, Output, guest, quote};
 
 /// Where the program is in dom0.
@@ -114,6 +116,26 @@ impl<'h> Bench<'h> {
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         self.host.run_with_input(&format!("cat > {}", quote(path)), text.as_bytes())?.check()?;
         Ok(())
+    }
+
+    /// Copies all that is in a directory of this machine into one of dom0's.
+    pub fn push_directory(&self, local: &Path, remote: &str) -> Result<()> {
+        let packed = exec::output(Command::new("tar").arg("-C").arg(local).args(["-cf", "-", "."]))?;
+        let archive = format!("{remote}.tar");
+        self.host.write(&archive, &packed, 0o644)?;
+        let (remote, archive) = (quote(remote), quote(&archive));
+        self.ok(&format!("mkdir -p {remote} && tar -C {remote} -xf {archive} && rm {archive}"))?;
+        Ok(())
+    }
+
+    /// Copies all that is in a directory of dom0 into one of this machine's.
+    pub fn pull_directory(&self, remote: &str, local: &Path) -> Result<()> {
+        let archive = local.join("archive.tar.gz");
+        let packed = format!("{remote}.tar.gz");
+        self.ok(&format!("tar -C {} -czf {} .", quote(remote), quote(&packed)))?;
+        self.host.pull(&packed, &archive)?;
+        exec::output(Command::new("tar").arg("-C").arg(local).arg("-xzf").arg(&archive))?;
+        std::fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))
     }
 
     /// Writes the settings file: no pauses, a limit that a test can wait for, and these lines.

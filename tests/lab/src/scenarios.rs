@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::bench::{Bench, Kind, PROGRAM, expect, xl_cfg};
+use crate::configs::configs_are_read_as_xl_reads_them;
 use crate::devices;
 
 /// What a scenario is: a host to work on, and an error when it is not as it should be.
@@ -19,7 +20,7 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("our_image_is_restored_by_xl", our_image_is_restored_by_xl),
     ("an_image_of_xl_is_restored_by_us", an_image_of_xl_is_restored_by_us),
     ("a_guest_of_ours_obeys_xl", a_guest_of_ours_obeys_xl),
-    ("config_prints_what_xl_prints", config_prints_what_xl_prints),
+    ("configs_are_read_as_xl_reads_them", configs_are_read_as_xl_reads_them),
     ("no_process_and_no_periodic_wakeup", no_process_and_no_periodic_wakeup),
     ("bad_settings_touch_nothing", bad_settings_touch_nothing),
     ("a_broken_guest_config_costs_only_itself", a_broken_guest_config_costs_only_itself),
@@ -197,35 +198,6 @@ fn a_guest_of_ours_obeys_xl(bench: &Bench<'_>) -> Result<()> {
     let before = bench.ticks("alpha")?;
     bench.ok("xl restore /tmp/alpha.img")?;
     bench.expect_continued("alpha", before)
-}
-
-/// `xl create -n` and `config` must mean the same, value by value, but for the random UUID.
-fn config_prints_what_xl_prints(bench: &Bench<'_>) -> Result<()> {
-    let more = [
-        "",
-        "disk = [\"/var/tmp/a.img,raw,xvda,w\", \"format=raw,vdev=xvdb,access=ro,target=/dev/vg/b\"]\n",
-        "vif = [\"bridge=xenbr0,mac=00:16:3e:01:02:03\", \"bridge=xenbr0,mac=00:16:3e:01:02:04,vifname=v1\"]\n",
-        "maxmem = 256\nmaxvcpus = 4\non_crash = \"coredump-destroy\"\non_poweroff = \"preserve\"\n",
-        "uuid = \"c57b1d5e-7e2f-4f0b-8d7c-0d9b5c0f2f11\"\non_reboot = \"destroy\"\ncpu_weight = 512\n",
-    ];
-    for kind in [Kind::Pv, Kind::Pvh] {
-        for (number, more) in more.iter().enumerate() {
-            let file = format!("/tmp/config-{number}.cfg");
-            bench.write(&file, &xl_cfg("same", kind, more))?;
-            let read = |text: &str| -> Result<Value> {
-                let mut json: Value = serde_json::from_str(text).context("not JSON")?;
-                if !more.contains("uuid") {
-                    // Without one in the file each of the two makes up its own.
-                    json["c_info"]["uuid"] = Value::Null;
-                }
-                Ok(json)
-            };
-            let theirs = read(&bench.ok(&format!("xl create -q -n -f {file}"))?)?;
-            let ours = read(&bench.ok(&format!("{PROGRAM} config {file}"))?)?;
-            ensure!(theirs == ours, "{file} differs:\nxl:   {theirs}\nours: {ours}");
-        }
-    }
-    Ok(())
 }
 
 /// The processes that libxl itself starts; anything else is one of ours.

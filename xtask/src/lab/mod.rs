@@ -90,6 +90,16 @@ impl Release {
         }
     }
 
+    /// Its number after "4.".
+    #[must_use]
+    pub fn minor(self) -> u32 {
+        match self {
+            Self::V4_14 => 14,
+            Self::V4_17 => 17,
+            Self::V4_20 => 20,
+        }
+    }
+
     /// Whether Debian has moved, or may have moved, parts of it off its mirrors.
     fn is_archived(self) -> bool {
         self == Self::V4_14
@@ -98,11 +108,7 @@ impl Release {
 
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4_14 => "4.14",
-            Self::V4_17 => "4.17",
-            Self::V4_20 => "4.20",
-        })
+        write!(f, "4.{}", self.minor())
     }
 }
 

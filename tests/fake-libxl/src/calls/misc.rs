@@ -329,17 +329,17 @@ pub extern "C" fn libxl_physinfo_dispose(info: *mut c_void) {
 #[unsafe(no_mangle)]
 pub extern "C" fn libxl_get_physinfo(ctx: *mut c_void, info: *mut c_void) -> c_int {
     simple(ctx, "libxl_get_physinfo", None, json!({}), true, |_| {
-        let (cpus, total, free) = world(|w| (w.cpus, w.total_kb, w.free_kb));
+        let (cpus, nodes, total, free) = world(|w| (w.cpus, w.nodes, w.total_kb, w.free_kb));
         let raw = Raw(info.cast());
         // SAFETY: the caller's block holds a struct of this release, with these fields.
         unsafe {
             raw.put(0, 1u32);
-            raw.put(4, cpus - 1);
-            raw.put(8, cpus);
+            raw.put(4, cpus);
+            raw.put(8, cpus - 1);
             raw.put(12, cpus);
             raw.put(24, total / 4);
             raw.put(32, free / 4);
-            raw.put(80, 1u32);
+            raw.put(80, nodes);
         }
         0
     })
@@ -349,12 +349,14 @@ pub extern "C" fn libxl_get_physinfo(ctx: *mut c_void, info: *mut c_void) -> c_i
 pub extern "C" fn libxl_get_cpu_topology(ctx: *mut c_void, count: *mut c_int) -> *mut c_void {
     let mut list = std::ptr::null_mut();
     simple(ctx, "libxl_get_cpu_topology", None, json!({}), true, |_| {
-        let cpus = world(|w| w.cpus);
+        let (cpus, nodes) = world(|w| (w.cpus, w.nodes));
+        let of_a_node = cpus.div_ceil(nodes.max(1)).max(1);
         // SAFETY: an array of core, socket and node for each processor; an out pointer by the function's contract.
         unsafe {
             let block: *mut u32 = libc::calloc(cpus as usize, 12).cast();
             for n in 0..cpus {
                 *block.add(n as usize * 3) = n;
+                *block.add(n as usize * 3 + 2) = n / of_a_node;
             }
             *count = c_int::try_from(cpus).unwrap_or(0);
             list = block.cast();

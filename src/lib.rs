@@ -13,17 +13,18 @@ pub mod report;
 pub mod settings;
 pub mod toolstack;
 
-use std::path::Path;
 use std::time::Duration;
 
 use cli::{Cli, Command};
-use guest_config::{GuestConfig, XenHost, XlConf};
+use guest_config::{GuestConfig, NEWEST, XenHost, XlConf};
 use host::Host;
 use lifecycle::{Purpose, Run};
 use lock::Lock;
 use report::{Exit, Reporter};
 use settings::Settings;
 use toolstack::Toolstack;
+
+const NO_TOOLSTACK: &str = "no usable toolstack";
 
 /// Opens the toolstack; the argument is whether its own log is wanted.
 pub type OpenToolstack<'a> = &'a dyn Fn(bool) -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>>;
@@ -47,7 +48,7 @@ pub fn run(program: &Program<'_>, cli: &Cli) -> Exit {
         Command::Stop => program.act(cli, &[Purpose::Stop]),
         Command::Restart | Command::Reload => program.act(cli, &[Purpose::Stop, Purpose::Start]),
         Command::Status(options) => program.status(cli, options.json),
-        Command::Config(options) => program.config(&options.file),
+        Command::Config(options) => program.config(cli, options),
     };
     ended.unwrap_or_else(|exit| exit)
 }
@@ -73,11 +74,11 @@ impl Program<'_> {
             }
             return Err(self.refuse(&self.no_settings_file(), Exit::Settings));
         };
-        let xen_host = self.xen_host(starts)?;
-        self.refuse_all(&lifecycle::unsupported_in_auto(&settings, &xen_host), Exit::Settings)?;
         let _lock =
             Lock::acquire(&self.host.lock_file).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         let toolstack = self.toolstack(cli.verbose, Exit::NoToolstack)?;
+        let xen_host = self.xen_host(starts, &*toolstack)?;
+        self.refuse_all(&lifecycle::unsupported_in_auto(&settings, &xen_host), Exit::Settings)?;
         let run = Run {
             host: self.host,
             settings: &settings,
@@ -106,11 +107,12 @@ impl Program<'_> {
             self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
             Settings::defaults()
         });
-        let xen_host = XenHost::of(XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
+        let toolstack = self.toolstack(cli.verbose, Exit::Unknown)?;
+        let xl_conf = XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
             self.report.warn(&error.to_string());
             XlConf::default()
-        }));
-        let toolstack = self.toolstack(cli.verbose, Exit::Unknown)?;
+        });
+        let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
         let overview = lifecycle::overview(&settings, &xen_host, &*toolstack, self.report)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Unknown))?;
         let answer = if json { overview.json() } else { overview.table() };
@@ -118,10 +120,19 @@ impl Program<'_> {
         Ok(overview.exit())
     }
 
-    fn config(&self, file: &Path) -> Ended {
+    fn config(&self, cli: &Cli, options: &cli::Config) -> Ended {
         let xl_conf =
             XlConf::read(&self.host.xl_conf).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let guest = GuestConfig::read(file, &XenHost::of(xl_conf))
+        let toolstack = if self.host.root && self.host.is_dom0().is_ok() {
+            (self.open)(cli.verbose)
+                .inspect_err(|error| self.report.warn(&format!("{NO_TOOLSTACK}: {error}")))
+                .ok()
+        } else {
+            None
+        };
+        let xen_host = self.this_host(xl_conf, toolstack.as_deref(), options.xen);
+        xen_host.warnings().iter().for_each(|warning| self.report.warn(&warning.to_string()));
+        let guest = GuestConfig::read(&options.file, &xen_host)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         for warning in &guest.warnings {
             self.report.warn(&warning.to_string());
@@ -150,22 +161,41 @@ impl Program<'_> {
     }
 
     /// A broken xl.conf keeps guests from being started, as it does with `xl create`, but never from being stopped.
-    fn xen_host(&self, starts: bool) -> Result<XenHost, Exit> {
+    fn xen_host(&self, starts: bool, toolstack: &dyn Toolstack) -> Result<XenHost, Exit> {
         match XlConf::read(&self.host.xl_conf) {
             Ok(xl_conf) => {
-                xl_conf.warnings.iter().for_each(|warning| self.report.warn(&warning.to_string()));
-                Ok(XenHost::of(xl_conf))
+                let xen_host = self.this_host(xl_conf, Some(toolstack), None);
+                xen_host.warnings().iter().for_each(|warning| self.report.warn(&warning.to_string()));
+                Ok(xen_host)
             }
             Err(error) if starts => Err(self.refuse(&error.to_string(), Exit::Settings)),
             Err(error) => {
                 self.report.warn(&error.to_string());
-                Ok(XenHost::default())
+                Ok(self.this_host(XlConf::default(), Some(toolstack), None))
             }
         }
     }
 
+    /// This machine as a Xen host of a release: the one given, else the one that runs. Without a toolstack its CPUs are
+    /// those that Linux sees.
+    fn this_host(&self, xl_conf: XlConf, toolstack: Option<&dyn Toolstack>, release: Option<u32>) -> XenHost {
+        let runs = toolstack.and_then(Toolstack::xen_release).or_else(|| self.host.xen_release());
+        let release = release.or(runs).unwrap_or(NEWEST);
+        let cpus = match toolstack.map(Toolstack::cpus) {
+            Some(Ok(cpus)) => Some(cpus),
+            Some(Err(error)) => {
+                self.report.warn(&error.to_string());
+                None
+            }
+            None => self.host.cpus(),
+        };
+        let update = if runs == Some(release) { self.host.xen_update() } else { None };
+        let firmware_dir = self.host.firmware_dir(release);
+        XenHost { xl_conf, release, update, cpus, firmware_dir }
+    }
+
     fn toolstack(&self, verbose: bool, exit: Exit) -> Result<Box<dyn Toolstack>, Exit> {
-        (self.open)(verbose).map_err(|error| self.refuse(&format!("no usable toolstack: {error}"), exit))
+        (self.open)(verbose).map_err(|error| self.refuse(&format!("{NO_TOOLSTACK}: {error}"), exit))
     }
 
     fn answer(&self, text: &str, exit: Exit) -> Result<(), Exit> {
@@ -311,7 +341,7 @@ mod tests {
         fs::write(machine.dir.path().join("auto/db"), text).expect("write");
         for word in ["start", "stop"] {
             let said = machine.run(&[word]);
-            assert_eq!((said.exit, said.calls), (Exit::Settings, None), "{}", said.err);
+            assert_eq!((said.exit, said.calls), (Exit::Settings, Some(vec![])), "{}", said.err);
             assert!(said.err.contains("auto/db: the key `xendomains`"), "{}", said.err);
         }
     }
@@ -363,6 +393,76 @@ mod tests {
             assert_eq!(run(&program, &cli), exit);
         }
         assert!(err.text().contains("no usable toolstack: no libxl"));
+    }
+
+    #[test]
+    fn config_reads_a_file_for_this_host_or_for_a_release() {
+        let machine = Machine::new("");
+        let file = machine.dir.path().join("db");
+        fs::write(&file, "name = \"db\"\nkernel = \"/k\"\nvcpus = 1\ncpus = \"node:1\"\nvpmu = 1\n")
+            .expect("write");
+        let file = file.to_str().expect("text");
+        let json =
+            |said: &Said| serde_json::from_str::<serde_json::Value>(&said.out).expect("JSON")["b_info"].clone();
+        // In dom0 the toolstack knows the CPUs.
+        let said = machine.run(&["config", file]);
+        assert_eq!((said.exit, said.calls.clone()), (Exit::Done, Some(vec![])), "{}", said.err);
+        assert_eq!(json(&said)["vcpu_hard_affinity"], serde_json::json!([[2, 3]]));
+        assert_eq!((&json(&said)["vpmu"], said.err.as_str()), (&"True".into(), ""));
+        // The release is that of the hypervisor, or as given.
+        let version = machine.dir.path().join("version");
+        fs::create_dir(&version).expect("directory");
+        fs::write(version.join("major"), "4\n").expect("write");
+        fs::write(version.join("minor"), "15\n").expect("write");
+        let said = machine.run(&["config", file]);
+        assert!(json(&said)["vpmu"].is_null() && said.err.contains("needs Xen 4.16"), "{}", said.err);
+        let said = machine.run(&["config", "--xen", "4.22", file]);
+        assert_eq!((&json(&said)["xenstore_quota"], said.err.as_str()), (&serde_json::json!({}), ""));
+        // Elsewhere the CPUs are the machine's own.
+        fs::remove_file(&machine.host.hypervisor_type).expect("remove");
+        let said = machine.run(&["config", file]);
+        assert_eq!(said.exit, Exit::Failed);
+        assert!(said.err.contains("cpus: in `node:1`: the host's CPUs are not known"), "{}", said.err);
+        for (name, text) in
+            [("cpu/possible", "0-1"), ("cpu/online", "0-1"), ("node/online", "0-1"), ("node/node1/cpulist", "1")]
+        {
+            let path = machine.host.devices.join(name);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("directory");
+            fs::write(path, text).expect("write");
+        }
+        let said = machine.run(&["config", "--xen", "4.17", file]);
+        assert_eq!((said.exit, said.calls.clone()), (Exit::Done, None), "{}", said.err);
+        assert_eq!(json(&said)["vcpu_hard_affinity"], serde_json::json!([[1]]));
+        assert!(said.err.contains("db:4: cpus: Xen can't be asked; the CPUs of this machine"), "{}", said.err);
+    }
+
+    #[test]
+    fn releases_that_can_be_named_are_those_that_are_known() {
+        let release = |text: &str| {
+            let cli = Cli::try_parse_from(["xendomains", "config", "--xen", text, "file"]).ok()?;
+            if let Command::Config(options) = cli.command { options.xen } else { None }
+        };
+        for minor in 0..40 {
+            let known = guest_config::KNOWN.contains(&minor);
+            assert_eq!(release(&format!("4.{minor}")), known.then_some(minor), "4.{minor}");
+        }
+        for text in ["17", "4.17.1", "5.17", "4.", ""] {
+            assert_eq!(release(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn cpu_masks_of_xl_conf_are_told_about_once_and_keep_guests_to_them() {
+        let machine = Machine::new("XENDOMAINS_RESTORE=false\n");
+        fs::write(&machine.host.xl_conf, "vm.cpumask = \"0-9\"\n").expect("write");
+        for name in ["a", "b"] {
+            let text = format!("name = \"{name}\"\nkernel = \"/dev/null\"\nvcpus = 1\ncpus = \"^0\"\n");
+            fs::write(machine.dir.path().join("auto").join(name), text).expect("write");
+        }
+        let said = machine.run(&["start"]);
+        assert_eq!(said.exit, Exit::Failed);
+        assert_eq!(said.err.matches("vm.cpumask: in `0-9`: the host has no CPU 9").count(), 1, "{}", said.err);
+        assert_eq!(said.err.matches("there is no CPU that virtual CPU 0 may run on").count(), 2, "{}", said.err);
     }
 
     #[test]

@@ -123,7 +123,8 @@ impl Start<'_> {
         }
     }
 
-    fn try_to_restore(&self, image: Image) -> Result<(), String> {
+    fn try_to_restore(&self, mut image: Image) -> Result<(), String> {
+        self.run.xen_host.before_creation(&mut image.config).map_err(|error| error.to_string())?;
         let domid = self.run.toolstack.restore(&image, None).map_err(|error| reason(&error))?;
         if let Some(consumed) = self.let_run(domid, Some(image))? {
             // It will never be restored again, whether it can be removed or not.
@@ -238,8 +239,10 @@ impl Start<'_> {
         if let Some((key, path)) = guest.missing_files().first() {
             return Err(format!("{}: {key}: there is no file {}", guest.path.display(), path.display()));
         }
-        let domid = self.run.toolstack.create(guest, None).map_err(|error| reason(&error))?;
-        if let Some(aside) = self.let_run(domid, left.take_unwanted(guest))? {
+        let mut guest = guest.clone();
+        self.run.xen_host.before_creation(&mut guest.json).map_err(|error| error.to_string())?;
+        let domid = self.run.toolstack.create(&guest, None).map_err(|error| reason(&error))?;
+        if let Some(aside) = self.let_run(domid, left.take_unwanted(&guest))? {
             let why = "its guest was started without it, because RESTORE is not true";
             tell_aside(&aside.image().path, why, &aside, self.run.report);
         }

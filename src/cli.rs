@@ -113,6 +113,16 @@ pub struct Check {
 pub struct Config {
     /// The guest configuration file (xl.cfg).
     pub file: PathBuf,
+
+    /// Read it as the xl of this release of Xen does (4.14 to 4.22), instead of the running one's.
+    #[arg(long, value_name = "RELEASE", value_parser = xen_release)]
+    pub xen: Option<u32>,
+}
+
+/// The minor number of "4.17".
+fn xen_release(text: &str) -> Result<u32, String> {
+    let minor = text.strip_prefix("4.").and_then(|minor| minor.parse().ok());
+    minor.filter(|minor| (14..=22).contains(minor)).ok_or_else(|| "accepted: 4.14 to 4.22".to_owned())
 }
 
 const EXIT_CODES: &str = "\

@@ -4,6 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
+use xenlight::Release;
+
+use crate::guest_config::Cpus;
+
+/// Above the number of any CPU or NUMA node.
+const NUMBER_LIMIT: u32 = 1 << 16;
 
 /// The paths that the program uses besides those of the settings file, and who runs it. [`Host::default`] is the real
 /// machine.
@@ -13,6 +19,14 @@ pub struct Host {
     pub settings_files: Vec<PathBuf>,
     /// The defaults for guest configurations.
     pub xl_conf: PathBuf,
+    /// Where Linux tells about the hypervisor: its release among others.
+    pub hypervisor: PathBuf,
+    /// Where Linux tells about the machine's own CPUs and NUMA nodes.
+    pub devices: PathBuf,
+    /// Where Debian has a directory for each release of Xen.
+    pub usr_lib: PathBuf,
+    /// Where Xen's scripts look up its other directories.
+    pub hotplug_paths: PathBuf,
     /// Says `xen` on every Xen guest, dom0 included.
     pub hypervisor_type: PathBuf,
     /// All zero in dom0.
@@ -36,6 +50,10 @@ impl Default for Host {
         Host {
             settings_files: vec!["/etc/default/xendomains".into(), "/etc/sysconfig/xendomains".into()],
             xl_conf: "/etc/xen/xl.conf".into(),
+            hypervisor: "/sys/hypervisor".into(),
+            devices: "/sys/devices/system".into(),
+            usr_lib: "/usr/lib".into(),
+            hotplug_paths: "/etc/xen/scripts/hotplugpath.sh".into(),
             hypervisor_type: "/sys/hypervisor/type".into(),
             hypervisor_uuid: "/sys/hypervisor/uuid".into(),
             xen_capabilities: "/proc/xen/capabilities".into(),
@@ -73,6 +91,48 @@ impl Host {
         read(&self.hypervisor_uuid).is_ok_and(|uuid| uuid.parse().is_ok_and(|uuid: uuid::Uuid| uuid.is_nil()))
     }
 
+    /// Which release of Xen 4 runs, as its minor number: 17 for Xen 4.17.
+    pub fn xen_release(&self) -> Option<u32> {
+        Release::from_sysfs(&self.hypervisor)
+            .ok()
+            .filter(|release| release.major == 4)
+            .map(|release| release.minor)
+    }
+
+    /// Which update of the release runs: 5 for Xen 4.17.5.
+    pub fn xen_update(&self) -> Option<u32> {
+        let extra = read(&self.hypervisor.join("version/extra")).ok()?;
+        let digits = extra.strip_prefix('.')?.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    }
+
+    /// The CPUs and NUMA nodes of the machine, as Linux sees them.
+    pub fn cpus(&self) -> Option<Cpus> {
+        let numbers = |name: &str| number_list(&read(&self.devices.join(name)).ok()?);
+        let (possible, online) = (numbers("cpu/possible")?, numbers("cpu/online")?);
+        let mut nodes = Vec::new();
+        for node in numbers("node/online").unwrap_or_default() {
+            nodes.resize(nodes.len().max(node as usize + 1), Vec::new());
+            nodes[node as usize] = numbers(&format!("node/node{node}/cpulist")).unwrap_or_default();
+        }
+        if nodes.is_empty() {
+            nodes.push(online.clone());
+        }
+        let count = possible.iter().max()? + 1;
+        Some(Cpus { count, online: u32::try_from(online.len()).ok()?, nodes, from_xen: false })
+    }
+
+    /// Where the Xen of this release has boot programs for guests.
+    pub fn firmware_dir(&self, release: u32) -> Option<PathBuf> {
+        let debian = self.usr_lib.join(format!("xen-4.{release}/boot"));
+        if debian.is_dir() {
+            return Some(debian);
+        }
+        let script = read(&self.hotplug_paths).ok()?;
+        let dir = script.lines().find_map(|line| line.trim().strip_prefix("XENFIRMWAREDIR="))?;
+        Some(PathBuf::from(dir.trim_matches(['"', '\'']))).filter(|dir| dir.is_absolute())
+    }
+
     /// The mark for init scripts that guests were started: [`mark`](Self::mark) and [`unmark`](Self::unmark).
     pub fn mark_file(&self) -> PathBuf {
         let dir = if self.subsys_dir.is_dir() { &self.subsys_dir } else { &self.lock_dir };
@@ -94,6 +154,17 @@ impl Host {
     }
 }
 
+/// Numbers and ranges of them, as in `0-3,8`.
+fn number_list(text: &str) -> Option<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for range in text.split(',').filter(|range| !range.is_empty()) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        numbers.extend(first..=last.min(NUMBER_LIMIT));
+    }
+    Some(numbers).filter(|numbers| numbers.iter().all(|&number| number < NUMBER_LIMIT))
+}
+
 fn read(path: &Path) -> io::Result<String> {
     Ok(std::fs::read_to_string(path)?.trim().to_owned())
 }
@@ -109,6 +180,10 @@ pub(crate) fn fake_dom0(dir: &Path) -> Host {
     Host {
         settings_files: vec![dir.join("settings"), dir.join("sysconfig-settings")],
         xl_conf: dir.join("xl.conf"),
+        hypervisor: dir.to_owned(),
+        devices: dir.join("devices"),
+        usr_lib: dir.join("lib"),
+        hotplug_paths: dir.join("hotplugpath.sh"),
         hypervisor_type: file("type", "xen\n"),
         hypervisor_uuid: file("uuid", "00000000-0000-0000-0000-000000000000\n"),
         xen_capabilities: file("capabilities", "control_d\n"),
@@ -145,6 +220,60 @@ mod tests {
         assert!(host.is_dom0().is_err_and(|reason| reason.contains("kvm")));
         std::fs::remove_file(&host.hypervisor_type).expect("remove");
         assert!(host.is_dom0().is_err_and(|reason| reason.contains("not run under Xen")));
+    }
+
+    /// A machine of these files.
+    fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+            std::fs::write(path, text).expect("write");
+        }
+        let host = fake_dom0(dir.path());
+        (dir, host)
+    }
+
+    #[test]
+    fn which_xen_runs() {
+        let version = |extra| [("version/major", "4\n"), ("version/minor", "17\n"), ("version/extra", extra)];
+        for (extra, update) in [(".5\n", Some(5)), (".7-pre\n", Some(7)), ("-unstable\n", None), ("\n", None)] {
+            let (_dir, host) = machine(&version(extra));
+            assert_eq!((host.xen_release(), host.xen_update()), (Some(17), update), "{extra}");
+        }
+        let (_dir, host) = machine(&[]);
+        assert_eq!((host.xen_release(), host.xen_update()), (None, None));
+    }
+
+    #[test]
+    fn the_machines_own_cpus() {
+        let (_dir, host) = machine(&[
+            ("devices/cpu/possible", "0-7\n"),
+            ("devices/cpu/online", "0-3,6\n"),
+            ("devices/node/online", "0,2\n"),
+            ("devices/node/node0/cpulist", "0-1,6\n"),
+            ("devices/node/node2/cpulist", "2-3\n"),
+        ]);
+        let nodes = vec![vec![0, 1, 6], vec![], vec![2, 3]];
+        assert_eq!(host.cpus(), Some(Cpus { count: 8, online: 5, nodes, from_xen: false }));
+        let (_dir, host) = machine(&[("devices/cpu/possible", "0-1"), ("devices/cpu/online", "1")]);
+        assert_eq!(host.cpus(), Some(Cpus { count: 2, online: 1, nodes: vec![vec![1]], from_xen: false }));
+        for text in ["", "x", "0-4294967295", "3-2"] {
+            let (_dir, host) = machine(&[("devices/cpu/possible", text), ("devices/cpu/online", "0")]);
+            assert_eq!(host.cpus(), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn where_boot_programs_are() {
+        let (dir, host) = machine(&[]);
+        assert_eq!(host.firmware_dir(17), None);
+        let script = "bindir=\"/usr/bin\"\nXENFIRMWAREDIR=\"/usr/libexec/xen/boot\"\n";
+        std::fs::write(&host.hotplug_paths, script).expect("write");
+        assert_eq!(host.firmware_dir(17), Some("/usr/libexec/xen/boot".into()));
+        let debian = dir.path().join("lib/xen-4.17/boot");
+        std::fs::create_dir_all(&debian).expect("directory");
+        assert_eq!(host.firmware_dir(17), Some(debian));
     }
 
     #[test]

@@ -16,11 +16,11 @@ pub mod settings;
 pub mod spelling;
 pub mod toolstack;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cli::{Cli, Command};
-use guest_config::{GuestConfig, XenHost, XlConf};
+use guest_config::{GuestConfig, NEWEST, XenHost, XlConf};
 use host::Host;
 use interrupt::Interrupt;
 use lifecycle::{Purpose, Run};
@@ -28,6 +28,8 @@ use lock::Lock;
 use report::{Exit, Reporter};
 use settings::Settings;
 use toolstack::Toolstack;
+
+const NO_TOOLSTACK: &str = "no usable toolstack";
 
 /// Opens the toolstack for a host with this xl.conf; the other argument is whether its own log is wanted.
 pub type OpenToolstack<'a> = &'a dyn Fn(&XlConf, bool) -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>>;
@@ -75,7 +77,7 @@ pub fn run(program: &Program<'_>, cli: &Cli) -> Exit {
         Command::Status(options) => program.status(cli, options.json),
         Command::Plan(options) => program.plan(cli, options),
         Command::Check(options) => program.check(cli, &options.files),
-        Command::Config(options) => program.config(&options.file),
+        Command::Config(options) => program.config(cli, options),
     };
     let exit = ended.unwrap_or_else(|exit| exit);
     match program.report.finish(exit) {
@@ -105,9 +107,10 @@ impl Program<'_> {
             }
             return Err(self.refuse(&self.no_settings_file(), Exit::Settings));
         };
-        let xen_host = self.xen_host(starts)?;
+        let xl_conf = self.xl_conf(starts)?;
         let _lock = self.lock(purposes).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let toolstack = self.toolstack(&xen_host, cli.verbose, Exit::NoToolstack)?;
+        let toolstack = self.toolstack(&xl_conf, cli.verbose, Exit::NoToolstack)?;
+        let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
         let run = self.run(&settings, &xen_host, &*toolstack);
         for purpose in purposes {
             match purpose {
@@ -134,11 +137,12 @@ impl Program<'_> {
             self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
             Settings::defaults()
         });
-        let xen_host = XenHost::of(XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
+        let xl_conf = XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
             self.report.warn(&error.to_string());
             XlConf::default()
-        }));
-        let toolstack = self.toolstack(&xen_host, cli.verbose, Exit::Unknown)?;
+        });
+        let toolstack = self.toolstack(&xl_conf, cli.verbose, Exit::Unknown)?;
+        let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
         let overview = lifecycle::overview(&settings, &xen_host, &*toolstack, self.report)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Unknown))?;
         let answer = if json { overview.json() } else { overview.table() };
@@ -159,8 +163,9 @@ impl Program<'_> {
             self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
             Settings::defaults()
         });
-        let xen_host = self.xen_host(purpose == Purpose::Start)?;
-        let toolstack = self.toolstack(&xen_host, cli.verbose, Exit::NoToolstack)?;
+        let xl_conf = self.xl_conf(purpose == Purpose::Start)?;
+        let toolstack = self.toolstack(&xl_conf, cli.verbose, Exit::NoToolstack)?;
+        let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
         let plan = plan(&self.run(&settings, &xen_host, &*toolstack))
             .map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         let answer = if options.json { plan.json() } else { plan.text() };
@@ -170,11 +175,12 @@ impl Program<'_> {
 
     fn check(&self, cli: &Cli, files: &[PathBuf]) -> Ended {
         let on_host = self.host.is_dom0().is_ok();
-        let xen_host = XenHost::of(XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
+        let xl_conf = XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
             self.report.error(&error.to_string());
             XlConf::default()
-        }));
-        xen_host.xl_conf.warnings.iter().for_each(|warning| self.report.warn(&warning.to_string()));
+        });
+        let toolstack = self.toolstack_if_any(&xl_conf, cli.verbose);
+        let xen_host = self.this_host(xl_conf, toolstack.as_deref(), None);
         if !files.is_empty() {
             for file in files {
                 match GuestConfig::read(file, &xen_host) {
@@ -195,10 +201,12 @@ impl Program<'_> {
         Ok(self.report.exit())
     }
 
-    fn config(&self, file: &Path) -> Ended {
+    fn config(&self, cli: &Cli, options: &cli::Config) -> Ended {
         let xl_conf =
             XlConf::read(&self.host.xl_conf).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let guest = GuestConfig::read(file, &XenHost::of(xl_conf))
+        let toolstack = self.toolstack_if_any(&xl_conf, cli.verbose);
+        let xen_host = self.this_host(xl_conf, toolstack.as_deref(), options.xen);
+        let guest = GuestConfig::read(&options.file, &xen_host)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         for warning in &guest.warnings {
             self.report.warn(&warning.to_string());
@@ -249,23 +257,48 @@ impl Program<'_> {
     }
 
     /// A broken xl.conf keeps guests from being started, as it does with `xl create`, but never from being stopped.
-    fn xen_host(&self, starts: bool) -> Result<XenHost, Exit> {
+    fn xl_conf(&self, starts: bool) -> Result<XlConf, Exit> {
         match XlConf::read(&self.host.xl_conf) {
-            Ok(xl_conf) => {
-                xl_conf.warnings.iter().for_each(|warning| self.report.warn(&warning.to_string()));
-                Ok(XenHost::of(xl_conf))
-            }
+            Ok(xl_conf) => Ok(xl_conf),
             Err(error) if starts => Err(self.refuse(&error.to_string(), Exit::Settings)),
             Err(error) => {
                 self.report.warn(&error.to_string());
-                Ok(XenHost::default())
+                Ok(XlConf::default())
             }
         }
     }
 
-    fn toolstack(&self, xen_host: &XenHost, verbose: bool, exit: Exit) -> Result<Box<dyn Toolstack>, Exit> {
-        (self.open)(&xen_host.xl_conf, verbose)
-            .map_err(|error| self.refuse(&format!("no usable toolstack: {error}"), exit))
+    fn toolstack(&self, xl_conf: &XlConf, verbose: bool, exit: Exit) -> Result<Box<dyn Toolstack>, Exit> {
+        (self.open)(xl_conf, verbose).map_err(|error| self.refuse(&format!("{NO_TOOLSTACK}: {error}"), exit))
+    }
+
+    /// The toolstack, for what can do without it: on another machine, or without root, nothing is asked.
+    fn toolstack_if_any(&self, xl_conf: &XlConf, verbose: bool) -> Option<Box<dyn Toolstack>> {
+        if !self.host.root || self.host.is_dom0().is_err() {
+            return None;
+        }
+        let opened = (self.open)(xl_conf, verbose);
+        opened.inspect_err(|error| self.report.warn(&format!("{NO_TOOLSTACK}: {error}"))).ok()
+    }
+
+    /// This machine as a Xen host of a release: the one given, else the one that runs. Without a toolstack its CPUs are
+    /// those that Linux sees. What xl would warn about whatever guest it makes is said.
+    fn this_host(&self, xl_conf: XlConf, toolstack: Option<&dyn Toolstack>, release: Option<u32>) -> XenHost {
+        let runs = toolstack.and_then(Toolstack::xen_release).or_else(|| self.host.xen_release());
+        let release = release.or(runs).unwrap_or(NEWEST);
+        let cpus = match toolstack.map(Toolstack::cpus) {
+            Some(Ok(cpus)) => Some(cpus),
+            Some(Err(error)) => {
+                self.report.warn(&error.to_string());
+                None
+            }
+            None => self.host.cpus(),
+        };
+        let update = if runs == Some(release) { self.host.xen_update() } else { None };
+        let firmware_dir = self.host.firmware_dir(release);
+        let xen_host = XenHost { xl_conf, release, update, cpus, firmware_dir };
+        xen_host.warnings().iter().for_each(|warning| self.report.warn(&warning.to_string()));
+        xen_host
     }
 
     fn answer(&self, text: &str, exit: Exit) -> Result<(), Exit> {
@@ -535,6 +568,76 @@ mod tests {
         let said = machine.run(&["start", "--json"]);
         assert_eq!(said.exit, Exit::Settings);
         assert_eq!(read(&said)["messages"][0]["level"], "error");
+    }
+
+    #[test]
+    fn config_reads_a_file_for_this_host_or_for_a_release() {
+        let machine = Machine::new("");
+        let file = machine.dir.path().join("db");
+        fs::write(&file, "name = \"db\"\nkernel = \"/k\"\nvcpus = 1\ncpus = \"node:1\"\nvpmu = 1\n")
+            .expect("write");
+        let file = file.to_str().expect("text");
+        let json =
+            |said: &Said| serde_json::from_str::<serde_json::Value>(&said.out).expect("JSON")["b_info"].clone();
+        // In dom0 the toolstack knows the CPUs.
+        let said = machine.run(&["config", file]);
+        assert_eq!((said.exit, said.calls.clone()), (Exit::Done, Some(vec![])), "{}", said.err);
+        assert_eq!(json(&said)["vcpu_hard_affinity"], serde_json::json!([[2, 3]]));
+        assert_eq!((&json(&said)["vpmu"], said.err.as_str()), (&"True".into(), ""));
+        // The release is that of the hypervisor, or as given.
+        let version = machine.dir.path().join("version");
+        fs::create_dir(&version).expect("directory");
+        fs::write(version.join("major"), "4\n").expect("write");
+        fs::write(version.join("minor"), "15\n").expect("write");
+        let said = machine.run(&["config", file]);
+        assert!(json(&said)["vpmu"].is_null() && said.err.contains("needs Xen 4.16"), "{}", said.err);
+        let said = machine.run(&["config", "--xen", "4.22", file]);
+        assert_eq!((&json(&said)["xenstore_quota"], said.err.as_str()), (&serde_json::json!({}), ""));
+        // Elsewhere the CPUs are the machine's own.
+        fs::remove_file(&machine.host.hypervisor_type).expect("remove");
+        let said = machine.run(&["config", file]);
+        assert_eq!(said.exit, Exit::Failed);
+        assert!(said.err.contains("cpus: in `node:1`: the host's CPUs are not known"), "{}", said.err);
+        for (name, text) in
+            [("cpu/possible", "0-1"), ("cpu/online", "0-1"), ("node/online", "0-1"), ("node/node1/cpulist", "1")]
+        {
+            let path = machine.host.devices.join(name);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("directory");
+            fs::write(path, text).expect("write");
+        }
+        let said = machine.run(&["config", "--xen", "4.17", file]);
+        assert_eq!((said.exit, said.calls.clone()), (Exit::Done, None), "{}", said.err);
+        assert_eq!(json(&said)["vcpu_hard_affinity"], serde_json::json!([[1]]));
+        assert!(said.err.contains("db:4: cpus: Xen can't be asked; the CPUs of this machine"), "{}", said.err);
+    }
+
+    #[test]
+    fn releases_that_can_be_named_are_those_that_are_known() {
+        let release = |text: &str| {
+            let cli = Cli::try_parse_from(["xendomains", "config", "--xen", text, "file"]).ok()?;
+            if let Command::Config(options) = cli.command { options.xen } else { None }
+        };
+        for minor in 0..40 {
+            let known = guest_config::KNOWN.contains(&minor);
+            assert_eq!(release(&format!("4.{minor}")), known.then_some(minor), "4.{minor}");
+        }
+        for text in ["17", "4.17.1", "5.17", "4.", ""] {
+            assert_eq!(release(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn cpu_masks_of_xl_conf_are_told_about_once_and_keep_guests_to_them() {
+        let machine = Machine::new("XENDOMAINS_RESTORE=false\n");
+        fs::write(&machine.host.xl_conf, "vm.cpumask = \"0-9\"\n").expect("write");
+        for name in ["a", "b"] {
+            let text = format!("name = \"{name}\"\nkernel = \"/dev/null\"\nvcpus = 1\ncpus = \"^0\"\n");
+            fs::write(machine.dir.path().join("auto").join(name), text).expect("write");
+        }
+        let said = machine.run(&["start"]);
+        assert_eq!(said.exit, Exit::Failed);
+        assert_eq!(said.err.matches("vm.cpumask: in `0-9`: the host has no CPU 9").count(), 1, "{}", said.err);
+        assert_eq!(said.err.matches("there is no CPU that virtual CPU 0 may run on").count(), 2, "{}", said.err);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::mapping::{Mapping, Types};
+use super::mapping::{Mapping, Type};
 use super::table::{Field, Place};
 use super::{Error, channel, defbool, disk, display, items, p9, pci, syntax, usb, vif, virtio, vsnd};
 
@@ -70,7 +70,7 @@ pub(super) fn pci(m: &mut Mapping<'_>) -> Done {
         }
     }
     // What only HVM guests have is zero in the others, and for the policy that means `strict`.
-    let mut policy = (m.kind != Types::HVM).then_some("strict");
+    let mut policy = (m.kind != Type::Hvm).then_some("strict");
     if let Some(text) = m.keys.text("rdm")? {
         let mut warnings = Vec::new();
         let reserve = pci::reserve(&text, release, &mut warnings);
@@ -200,11 +200,11 @@ pub(super) fn vfb(m: &mut Mapping<'_>) -> Done {
 
 /// `vnc`: for HVM a field. For PV without `vfb` it makes a frame buffer of this and related keys, and a keyboard.
 pub(super) fn vnc(m: &mut Mapping<'_>) -> Done {
-    if m.kind == Types::PVH || (m.kind == Types::PV && count(m, "vfbs") > 0) {
+    if m.kind == Type::Pvh || (m.kind == Type::Pv && count(m, "vfbs") > 0) {
         return Ok(());
     }
     let Some(on) = m.keys.flag("vnc") else { return Ok(()) };
-    if m.kind == Types::HVM {
+    if m.kind == Type::Hvm {
         m.put(Field(Place::Vnc, "enable"), defbool(on));
     } else if on {
         let device = display::frame_buffer_of_keys(m.keys)?;

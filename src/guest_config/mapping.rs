@@ -9,34 +9,27 @@ use super::xen_host::XenHost;
 use super::{Error, UnknownKey, defbool, per_guest, rules};
 use crate::spelling;
 
-/// A set of guest types.
+/// The types of guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Types(u8);
-
-impl Types {
-    pub(super) const PV: Self = Self(1);
-    pub(super) const HVM: Self = Self(2);
-    pub(super) const PVH: Self = Self(4);
-    pub(super) const ALL: Self = Self(7);
-
-    fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
+pub(super) enum Type {
+    Pv,
+    Hvm,
+    Pvh,
 }
 
 /// A configuration under construction.
 pub(super) struct Mapping<'a> {
     pub(super) keys: &'a mut Keys,
     pub(super) host: &'a XenHost,
-    /// What kind of guest it is, one of [`Types`].
-    pub(super) kind: Types,
+    /// What type of guest it is.
+    pub(super) kind: Type,
     /// The configuration, in the shape of libxl's JSON.
     pub(super) root: Map<String, Value>,
 }
 
 /// Builds the configuration of a guest.
 pub(super) fn build(keys: &mut Keys, host: &XenHost) -> Result<Map<String, Value>, Error> {
-    let mut mapping = Mapping { keys, host, kind: Types::PV, root: Map::new() };
+    let mut mapping = Mapping { keys, host, kind: Type::Pv, root: Map::new() };
     for key in KEYS {
         mapping.apply(key)?;
     }
@@ -57,20 +50,20 @@ pub(super) fn unknown(keys: &Keys) -> Vec<UnknownKey> {
 }
 
 /// The name under which libxl's JSON has the part of the build information that depends on the type.
-fn union_name(kind: Types) -> &'static str {
+fn union_name(kind: Type) -> &'static str {
     match kind {
-        Types::HVM => "type.hvm",
-        Types::PVH => "type.pvh",
+        Type::Hvm => "type.hvm",
+        Type::Pvh => "type.pvh",
         _ => "type.pv",
     }
 }
 
 impl Mapping<'_> {
     /// Sets the type, and with it the structures that libxl's JSON always has, even when they are empty.
-    pub(super) fn set_kind(&mut self, kind: Types) {
+    pub(super) fn set_kind(&mut self, kind: Type) {
         self.kind = kind;
         let union = match kind {
-            Types::HVM => json!({ "vga": {}, "vnc": {}, "sdl": {}, "spice": {}, "rdm": {} }),
+            Type::Hvm => json!({ "vga": {}, "vnc": {}, "sdl": {}, "spice": {}, "rdm": {} }),
             _ => json!({}),
         };
         self.root.insert("c_info".to_owned(), json!({}));
@@ -93,17 +86,17 @@ impl Mapping<'_> {
         let path: &[&str] = match place {
             Place::Create => &["c_info"],
             Place::Build => &["b_info"],
-            Place::BuildOfHvm if self.kind == Types::HVM => &["b_info"],
+            Place::BuildOfHvm if self.kind == Type::Hvm => &["b_info"],
             Place::Sched => &["b_info", "sched_params"],
             Place::Arm => &["b_info", "arch_arm"],
             Place::X86 => &["b_info", "arch_x86"],
-            Place::Pv if self.kind == Types::PV => &["b_info", union],
-            Place::Pvh if self.kind == Types::PVH => &["b_info", union],
-            Place::Hvm if self.kind == Types::HVM => &["b_info", union],
-            Place::Vga if self.kind == Types::HVM => &["b_info", union, "vga"],
-            Place::Vnc if self.kind == Types::HVM => &["b_info", union, "vnc"],
-            Place::Sdl if self.kind == Types::HVM => &["b_info", union, "sdl"],
-            Place::Spice if self.kind == Types::HVM => &["b_info", union, "spice"],
+            Place::Pv if self.kind == Type::Pv => &["b_info", union],
+            Place::Pvh if self.kind == Type::Pvh => &["b_info", union],
+            Place::Hvm if self.kind == Type::Hvm => &["b_info", union],
+            Place::Vga if self.kind == Type::Hvm => &["b_info", union, "vga"],
+            Place::Vnc if self.kind == Type::Hvm => &["b_info", union, "vnc"],
+            Place::Sdl if self.kind == Type::Hvm => &["b_info", union, "sdl"],
+            Place::Spice if self.kind == Type::Hvm => &["b_info", union, "spice"],
             _ => return None,
         };
         let mut map = &mut self.root;
@@ -220,19 +213,7 @@ impl Mapping<'_> {
             | Rule::Word(..)
             | Rule::Elsewhere => {}
             Rule::Ignored(why) => self.keys.warn(name, format_args!("this key is ignored: {why}")),
-            Rule::Unsupported(types) => {
-                let empty = matches!(self.keys.value(name), Some(syntax::Value::List(items)) if items.is_empty());
-                if types.contains(self.kind) && !empty {
-                    return Err(self.unsupported(key));
-                }
-            }
         }
         Ok(())
-    }
-
-    /// The error for a key, or a value of it, that is not mapped yet.
-    pub(super) fn unsupported(&self, key: &Key) -> Error {
-        let message = "this key is not supported yet, and without it the guest would be another one";
-        self.keys.error(key.name, message)
     }
 }

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::keys::{Keys, Number};
-use super::mapping::{Mapping, Types};
+use super::mapping::{Mapping, Type};
 use super::syntax;
-use super::table::{self, Field, Place};
+use super::table::{Field, Place};
 use super::{Error, affinity, defbool, scan, xl_conf};
 
 type Done = Result<(), Error>;
@@ -94,7 +94,7 @@ pub(super) fn guest_type(m: &mut Mapping<'_>) -> Done {
     // xl compares over the length of the given text only: any start of a word stands for it.
     let mut kind = None;
     if let Some(text) = m.keys.text("type")? {
-        let words = [("hvm", Types::HVM), ("pv", Types::PV), ("pvh", Types::PVH)];
+        let words = [("hvm", Type::Hvm), ("pv", Type::Pv), ("pvh", Type::Pvh)];
         match words.iter().find(|(word, _)| word.starts_with(&text)) {
             Some((_, found)) => kind = Some(*found),
             None => {
@@ -103,7 +103,7 @@ pub(super) fn guest_type(m: &mut Mapping<'_>) -> Done {
         }
     }
     if let Some(text) = m.keys.text("builder")? {
-        let words = [("hvm", Types::HVM), ("generic", Types::PV)];
+        let words = [("hvm", Type::Hvm), ("generic", Type::Pv)];
         let Some((_, found)) = words.iter().find(|(word, _)| word.starts_with(&text)) else {
             return Err(m.keys.error("builder", format!("`{text}` is not a builder; accepted: hvm, generic")));
         };
@@ -112,12 +112,12 @@ pub(super) fn guest_type(m: &mut Mapping<'_>) -> Done {
         }
         kind = Some(*found);
     }
-    let default = if cfg!(any(target_arch = "arm", target_arch = "aarch64")) { Types::PVH } else { Types::PV };
+    let default = if cfg!(any(target_arch = "arm", target_arch = "aarch64")) { Type::Pvh } else { Type::Pv };
     let kind = kind.unwrap_or(default);
     m.set_kind(kind);
     let word = match kind {
-        Types::HVM => "hvm",
-        Types::PVH => "pvh",
+        Type::Hvm => "hvm",
+        Type::Pvh => "pvh",
         _ => "pv",
     };
     m.put(Field(Place::Create, "type"), word);
@@ -284,7 +284,7 @@ pub(super) fn tsc_mode(m: &mut Mapping<'_>) -> Done {
 
 /// `timer_mode`
 pub(super) fn timer_mode(m: &mut Mapping<'_>) -> Done {
-    if m.kind == Types::PV && m.keys.text("timer_mode")?.is_some() {
+    if m.kind == Type::Pv && m.keys.text("timer_mode")?.is_some() {
         return Err(m.keys.error("timer_mode", "PV guests don't have it"));
     }
     // libxl's word for the default.
@@ -309,7 +309,7 @@ pub(super) fn rtc_timeoffset(m: &mut Mapping<'_>) -> Done {
 /// `kernel`
 pub(super) fn kernel(m: &mut Mapping<'_>) -> Done {
     let Some(kernel) = m.keys.text("kernel")? else { return Ok(()) };
-    if m.kind == Types::HVM && kernel.rsplit('/').next() == Some("hvmloader") {
+    if m.kind == Type::Hvm && kernel.rsplit('/').next() == Some("hvmloader") {
         m.keys.warn(
             "kernel",
             "hvmloader is not a kernel; it is ignored (use firmware_override for another firmware)",
@@ -371,18 +371,10 @@ pub(super) fn bootloader_args(m: &mut Mapping<'_>) -> Done {
     Ok(())
 }
 
-/// The error for a value of a key that is not mapped yet.
-fn unsupported(m: &Mapping<'_>, key: &str) -> Error {
-    match table::find(key) {
-        Some(entry) => m.unsupported(entry),
-        None => m.keys.error(key, "is not supported yet"),
-    }
-}
-
 /// `viridian`: a flag, or a list of words: `all`, `defaults`, or an enlightenment that is wanted or (behind `!`) not.
 pub(super) fn viridian(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "viridian";
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         return Ok(());
     }
     let Some(syntax::Value::List(_)) = m.keys.value(KEY) else {
@@ -433,7 +425,7 @@ fn check_release(m: &Mapping<'_>, key: &str, word: &str, since: u8) -> Done {
 
 /// `mmio_hole`, in MiB: the room for devices below 4 GiB.
 pub(super) fn mmio_hole(m: &mut Mapping<'_>) -> Done {
-    if m.kind == Types::HVM {
+    if m.kind == Type::Hvm {
         if let Some(mebibytes) = m.keys.number_in("mmio_hole", 256..=3840)? {
             m.put(Field(Place::Hvm, "mmio_hole_memkb"), mebibytes * 1024);
         }
@@ -444,7 +436,7 @@ pub(super) fn mmio_hole(m: &mut Mapping<'_>) -> Done {
 /// `smbios`: a list of `NAME=TEXT`.
 pub(super) fn smbios(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "smbios";
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         return Ok(());
     }
     if let Some(syntax::Value::Text(_)) = m.keys.value(KEY) {
@@ -473,7 +465,7 @@ pub(super) fn smbios(m: &mut Mapping<'_>) -> Done {
 pub(super) fn mca_caps(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "mca_caps";
     const ACCEPTED: &str = "accepted: a list with lmce in it";
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         return Ok(());
     }
     if let Some(syntax::Value::Text(_)) = m.keys.value(KEY) {
@@ -491,7 +483,7 @@ pub(super) fn mca_caps(m: &mut Mapping<'_>) -> Done {
 
 /// `altp2mhvm`
 pub(super) fn altp2mhvm(m: &mut Mapping<'_>) -> Done {
-    if m.kind == Types::HVM {
+    if m.kind == Type::Hvm {
         if let Some(on) = m.keys.flag("altp2mhvm") {
             m.keys.warn("altp2mhvm", "this key is deprecated; use altp2m");
             m.put(Field(Place::Hvm, "altp2m"), defbool(on));
@@ -534,7 +526,7 @@ pub(super) fn altp2m_count(m: &mut Mapping<'_>) -> Done {
 /// `ms_vm_genid`: a new one each time that the file is read.
 pub(super) fn ms_vm_genid(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "ms_vm_genid";
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         return Ok(());
     }
     match m.keys.text(KEY)?.as_deref() {
@@ -554,7 +546,7 @@ pub(super) fn ms_vm_genid(m: &mut Mapping<'_>) -> Done {
 pub(super) fn firmware(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "firmware";
     let Some(text) = m.keys.text(KEY)? else { return Ok(()) };
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         if m.get(Field(Place::Build, "kernel")).is_some() {
             return Err(m.keys.error(KEY, "it can't be given beside kernel"));
         }
@@ -582,7 +574,7 @@ pub(super) fn firmware(m: &mut Mapping<'_>) -> Done {
 /// `bios`
 pub(super) fn bios(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "bios";
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         return Ok(());
     }
     match m.keys.text(KEY)? {
@@ -708,7 +700,7 @@ pub(super) fn device_model_version(m: &mut Mapping<'_>) -> Done {
 
 /// `vga`, else `stdvga`
 pub(super) fn vga(m: &mut Mapping<'_>) -> Done {
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         return Ok(());
     }
     let kind = match m.keys.text("vga")?.as_deref() {
@@ -733,7 +725,7 @@ pub(super) fn vga(m: &mut Mapping<'_>) -> Done {
 /// `gfx_passthru`: a flag or the kind of device.
 pub(super) fn gfx_passthru(m: &mut Mapping<'_>) -> Done {
     const KEY: &str = "gfx_passthru";
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         return Ok(());
     }
     if let Number::Is(number) = m.keys.as_number(KEY) {
@@ -750,7 +742,7 @@ pub(super) fn gfx_passthru(m: &mut Mapping<'_>) -> Done {
 
 /// A string, or a list of strings with a field of its own.
 fn text_or_list(m: &mut Mapping<'_>, key: &'static str, list: &'static str) -> Done {
-    if m.kind != Types::HVM {
+    if m.kind != Type::Hvm {
         return Ok(());
     }
     if let Some(syntax::Value::List(_)) = m.keys.value(key) {
@@ -777,7 +769,7 @@ pub(super) fn usbdevice(m: &mut Mapping<'_>) -> Done {
 /// What can be checked only when all keys have been read.
 pub(super) fn finish(m: &mut Mapping<'_>) -> Done {
     affinity::masks(m)?;
-    if m.kind == Types::HVM {
+    if m.kind == Type::Hvm {
         let listen =
             m.get(Field(Place::Vnc, "listen")).and_then(Value::as_str).is_some_and(|text| text.contains(':'));
         if listen && m.get(Field(Place::Vnc, "display")).is_some() {

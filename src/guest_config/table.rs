@@ -1,10 +1,9 @@
 //! All keys that xl reads in a guest's file, and what becomes of them.
 //!
 //! A key that is a plain copy into one of libxl's fields is one line here. A key with rules of its own names the
-//! function in `rules` or `devices` that has them. A key that would change the guest but is not mapped yet is
-//! [`Rule::Unsupported`]: its presence is an error, because dropping it would start a different guest.
+//! function in `rules` or `devices` that has them.
 
-use super::mapping::{Mapping, Types};
+use super::mapping::Mapping;
 use super::{Error, affinity, cpuid, devices, resources, rules, vnuma};
 
 /// The structures of libxl's configuration. Those of the union exist only for guests of that type; fields in a
@@ -57,8 +56,6 @@ pub(super) enum Rule {
     Elsewhere,
     /// xl warns and ignores it.
     Ignored(&'static str),
-    /// Changes guests of these types, but is not mapped yet.
-    Unsupported(Types),
 }
 
 /// A key that xl reads.
@@ -75,13 +72,8 @@ const fn key(name: &'static str, since: u8, rule: Rule) -> Key {
     Key { name, since, rule }
 }
 
-/// The entry of this name.
-pub(super) fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.name == name)
-}
-
 use Place::{Arm, Build, BuildOfHvm, Create, Hvm, Pv, Pvh, Sched, Sdl, Spice, Vnc};
-use Rule::{Action, Elsewhere, Flag, Ignored, Int, Mebibytes, Own, Text, Texts, Uint32, Unsupported, Word};
+use Rule::{Action, Elsewhere, Flag, Ignored, Int, Mebibytes, Own, Text, Texts, Uint32, Word};
 
 /// In the order in which xl reads them, except that the type comes first.
 pub(super) const KEYS: &[Key] = &[
@@ -300,7 +292,7 @@ mod tests {
             trap_unmapped_accesses xen_platform_pci_bar_uc xenstore_feature_mask xenstore_quota";
         for (names, late) in [(SINCE_14, false), (LATER, true)] {
             for name in names.split_whitespace() {
-                let key = find(name).unwrap_or_else(|| panic!("{name} is missing"));
+                let key = KEYS.iter().find(|key| key.name == name).unwrap_or_else(|| panic!("{name} is missing"));
                 assert_eq!(key.since > 14, late, "{name}");
             }
         }

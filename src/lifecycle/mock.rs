@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Run;
-use crate::guest_config::{GuestConfig, XenHost};
+use crate::guest_config::{Cpus, GuestConfig, XenHost};
 use crate::host::{Host, fake_dom0};
 use crate::image::{Image, NewImage, SaveDirectory};
 use crate::interrupt::Interrupt;
@@ -172,6 +172,19 @@ impl Toolstack for Mock {
         "mock 1".to_owned()
     }
 
+    fn xen_release(&self) -> Option<u32> {
+        None
+    }
+
+    fn cpus(&self) -> Result<Cpus, Error> {
+        self.with(|world| {
+            let result = world.call("ask", "cpus");
+            world.calls.pop();
+            result?;
+            Ok(Cpus { count: 4, online: 4, nodes: vec![vec![0, 1], vec![2, 3]], from_xen: true })
+        })
+    }
+
     fn domains(&self) -> Result<Vec<Domain>, Error> {
         self.with(|world| {
             let result = world.call("list", "domains");
@@ -300,6 +313,12 @@ impl Toolstack for Mock {
 impl Toolstack for Arc<Mock> {
     fn describe(&self) -> String {
         (**self).describe()
+    }
+    fn xen_release(&self) -> Option<u32> {
+        (**self).xen_release()
+    }
+    fn cpus(&self) -> Result<Cpus, Error> {
+        (**self).cpus()
     }
     fn domains(&self) -> Result<Vec<Domain>, Error> {
         (**self).domains()

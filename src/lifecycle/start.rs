@@ -347,11 +347,15 @@ impl<'a> Start<'a> {
 
     /// Whether everything is there that a guest needs.
     fn look_for(&self, needs: &[Need]) -> Result<(), String> {
-        let Some(missing) = needs::missing(needs).first().map(ToString::to_string) else { return Ok(()) };
-        match self.run.settings.device_wait.value.as_secs() {
-            0 => Err(format!("{missing} is not there")),
-            seconds => Err(format!("{missing} is not there, and did not come within {seconds} s")),
+        let missing: Vec<_> = needs::missing(needs).iter().map(|need| format!("{need} is not there")).collect();
+        if missing.is_empty() {
+            return Ok(());
         }
+        let waited = match self.run.settings.device_wait.value.as_secs() {
+            0 => String::new(),
+            seconds => format!(" (waited {seconds} s)"),
+        };
+        Err(missing.join(", ") + &waited)
     }
 
     /// Says what the toolstack waits for before it builds a guest.
@@ -359,8 +363,9 @@ impl<'a> Start<'a> {
         move |text| self.run.report.note(&format!("{guest}: {text}"))
     }
 
-    fn try_to_restore(&self, image: Image) -> Result<(), String> {
+    fn try_to_restore(&self, mut image: Image) -> Result<(), String> {
         self.look_for(&needs::needs_to_restore(&image.config))?;
+        self.run.xen_host.before_creation(&mut image.config).map_err(|error| error.to_string())?;
         let restore = || self.run.toolstack.restore(&image, None, &self.note(&image.name));
         let domid = self.build(&image.name, restore)?;
         if let Some(consumed) = self.let_run(domid, Some(image))? {
@@ -463,7 +468,9 @@ impl<'a> Start<'a> {
     fn try_to_create(&self, guest: &GuestConfig, unwanted: Option<Image>) -> Result<(), String> {
         self.look_for(&needs::needs(&guest.json))
             .map_err(|reason| format!("{}: {reason}", guest.path.display()))?;
-        let create = || self.run.toolstack.create(guest, None, &self.note(&guest.name));
+        let mut guest = guest.clone();
+        self.run.xen_host.before_creation(&mut guest.json).map_err(|error| error.to_string())?;
+        let create = || self.run.toolstack.create(&guest, None, &self.note(&guest.name));
         let domid = self.build(&guest.name, create)?;
         if let Some(aside) = self.let_run(domid, unwanted)? {
             let why = "its guest was started without it, because RESTORE is not true";
@@ -758,7 +765,7 @@ mod tests {
             "{}",
             bench.out()
         );
-        let missing = format!("kernel: {} is not there, and did not come within 1 s", needs.display());
+        let missing = format!("kernel: {} is not there (waited 1 s)", needs.display());
         assert!(bench.err().contains(&missing), "{}", bench.err());
         fs::write(&needs, "").expect("write");
         assert_eq!(bench.run(super::start), Exit::Done, "{}", bench.err());

@@ -18,13 +18,19 @@ use xenlight::{
 use super::create_lock;
 use super::memory::{Demand, Memory, Room};
 use super::{Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack};
-use crate::guest_config::{GuestConfig, XlConf};
+use crate::guest_config::{Cpus, GuestConfig, XlConf};
 use crate::image::{Image, NewImage};
 use crate::interrupt::Interrupt;
 
 /// How long an aborted call may take to come back. libxl's own steps are limited to less; beyond this something is
 /// stuck, and the guest is reported instead of waited for.
 const ABORT_GRACE: Duration = Duration::from_secs(60);
+
+/// More NUMA nodes than any host has.
+const NODE_LIMIT: usize = 4096;
+
+/// Domain numbers from here on stand for something else than a domain.
+const FIRST_RESERVED_DOMID: u64 = 0x7ff0;
 
 /// How long a guest that has been asked to suspend may still do so after the save was aborted: libxl's own limit.
 const LATE_SUSPEND: Duration = Duration::from_secs(60);
@@ -297,6 +303,26 @@ impl Toolstack for Libxl {
         format!("libxl {}", self.release())
     }
 
+    fn xen_release(&self) -> Option<u32> {
+        Some(self.release().minor)
+    }
+
+    fn cpus(&self) -> Result<Cpus, Error> {
+        let host = self.context.host_cpus().map_err(|e| failed("ask for the host's CPUs", &e))?;
+        let mut nodes = vec![Vec::new(); host.nodes as usize];
+        for (cpu, node) in (0..).zip(&host.node_of) {
+            let Some(node) = node.and_then(|node| usize::try_from(node).ok()).filter(|&node| node < NODE_LIMIT)
+            else {
+                continue;
+            };
+            if node >= nodes.len() {
+                nodes.resize(node + 1, Vec::new());
+            }
+            nodes[node].push(cpu);
+        }
+        Ok(Cpus { count: host.count, online: host.online, nodes, from_xen: true })
+    }
+
     fn domains(&self) -> Result<Vec<Domain>, Error> {
         let now = SystemTime::now();
         let list = self.context.list().map_err(|e| failed("list domains", &e))?;
@@ -442,7 +468,9 @@ impl Toolstack for Libxl {
 /// The number a domain had is nothing to ask for when it comes back: it may be another's by then.
 fn without_domid(mut config: Value) -> Value {
     if let Some(info) = config.get_mut("c_info").and_then(|c| c.as_object_mut()) {
-        info.remove("domid");
+        if info.get("domid").and_then(serde_json::Value::as_u64).is_none_or(|domid| domid < FIRST_RESERVED_DOMID) {
+            info.remove("domid");
+        }
     }
     config
 }
@@ -475,5 +503,8 @@ mod tests {
     fn the_number_is_left_out_of_what_comes_back() {
         let config = serde_json::json!({"c_info": {"domid": 7, "name": "web"}});
         assert_eq!(without_domid(config), serde_json::json!({"c_info": {"name": "web"}}));
+        // libxl chooses one at random.
+        let config = serde_json::json!({"c_info": {"domid": 4_294_967_294_u32}});
+        assert_eq!(without_domid(config.clone()), config);
     }
 }

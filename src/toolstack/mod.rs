@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::guest_config::GuestConfig;
+use crate::guest_config::{Cpus, GuestConfig};
 use crate::image::{Image, NewImage};
 
 /// A domain id as the hypervisor numbers them. Domain 0 is dom0.
@@ -136,6 +136,12 @@ pub type Note<'a> = &'a dyn Fn(&str);
 pub trait Toolstack: Send + Sync {
     /// Which toolstack this is, for people, e.g. `libxl 4.17`.
     fn describe(&self) -> String;
+
+    /// The release of Xen 4 that it is made for, as its minor number: 17 for Xen 4.17. `None` if it tells nothing.
+    fn xen_release(&self) -> Option<u32>;
+
+    /// The host's physical CPUs, by the hypervisor's numbers.
+    fn cpus(&self) -> Result<Cpus, Error>;
 
     /// All domains, dom0 included.
     fn domains(&self) -> Result<Vec<Domain>, Error>;

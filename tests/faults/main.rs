@@ -95,6 +95,10 @@ impl Dom0 {
         let host = Host {
             settings_files: vec![at("settings")],
             xl_conf: at("xl.conf"),
+            hypervisor: at("hypervisor"),
+            devices: at("devices"),
+            usr_lib: at("lib"),
+            hotplug_paths: at("hotplugpath.sh"),
             hypervisor_type: at("type"),
             hypervisor_uuid: at("uuid"),
             xen_capabilities: at("capabilities"),

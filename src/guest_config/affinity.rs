@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::cpu_set::{self, CpuSet};
 use super::mapping::Mapping;
+use super::rules::VCPU_LIMIT;
 use super::table::{Field, Place};
 use super::xen_host::XenHost;
 use super::xl_conf::Mask;
@@ -27,8 +28,7 @@ pub(super) fn cpus_soft(m: &mut Mapping<'_>) -> Result<(), Error> {
 
 /// A string is for all virtual CPUs, the items of a list are for one each.
 fn affinity(m: &mut Mapping<'_>, key: &'static str, field: &'static str) -> Result<(), Error> {
-    let count = m.get(Field(Place::Build, "max_vcpus")).and_then(Value::as_u64).unwrap_or(0);
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let count = vcpu_count(m.get(Field(Place::Build, "max_vcpus")));
     let mut sets = Vec::new();
     let placed;
     if let Some(syntax::Value::List(_)) = m.keys.value(key) {
@@ -57,6 +57,12 @@ fn affinity(m: &mut Mapping<'_>, key: &'static str, field: &'static str) -> Resu
         m.put(Field(Place::Build, "numa_placement"), defbool(false));
     }
     Ok(())
+}
+
+/// How many virtual CPUs the guest has, by libxl's field for it.
+fn vcpu_count(field: Option<&Value>) -> usize {
+    let count = field.and_then(Value::as_u64).unwrap_or(0).min(VCPU_LIMIT.unsigned_abs());
+    usize::try_from(count).unwrap_or(0)
 }
 
 fn set(m: &mut Mapping<'_>, key: &str, text: &str) -> Result<CpuSet, Error> {
@@ -104,9 +110,9 @@ pub(super) fn apply_masks(host: &XenHost, config: &mut Map<String, Value>) -> Re
     }
     let Some(build) = config.get_mut("b_info").and_then(Value::as_object_mut) else { return Ok(()) };
     if let (Some(allowed), false) = (&allowed, build.contains_key(HARD)) {
-        let count = build.get("max_vcpus").and_then(Value::as_u64).unwrap_or(0);
+        let count = vcpu_count(build.get("max_vcpus"));
         if count > 0 {
-            build.insert(HARD.to_owned(), json!(vec![allowed; usize::try_from(count).unwrap_or(usize::MAX)]));
+            build.insert(HARD.to_owned(), json!(vec![allowed; count]));
         }
     }
     let room = cpu_set::room(host.cpus.as_ref());

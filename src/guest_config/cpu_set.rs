@@ -16,7 +16,7 @@ use super::xen_host::Cpus;
 pub(super) type CpuSet = BTreeSet<u32>;
 
 /// More CPUs than any Xen can have.
-const CPU_LIMIT: u32 = 1 << 16;
+const CPU_LIMIT: u32 = 1 << 14;
 
 /// How many CPUs a set has room for: libxl's bitmaps end with a whole byte.
 pub(super) fn room(cpus: Option<&Cpus>) -> u32 {

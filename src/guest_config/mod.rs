@@ -12,10 +12,10 @@
 
 mod affinity;
 pub mod auto;
+mod channel;
 mod cpu_set;
 mod cpuid;
 mod cpuid_names;
-mod channel;
 mod devices;
 mod disk;
 mod display;
@@ -33,8 +33,8 @@ mod syntax;
 mod table;
 mod usb;
 mod vif;
-mod vnuma;
 mod virtio;
+mod vnuma;
 mod vsnd;
 mod xen_host;
 mod xl_conf;

@@ -239,10 +239,7 @@ fn what_is_an_error() {
 
 #[test]
 fn unsupported_keys_that_change_nothing_are_fine() {
-    guest(
-        "pv",
-        "mca_caps = ['lmc']\nviridian = ['x']\nms_vm_genid = 'y'\nmmio_hole = 1",
-    );
+    guest("pv", "mca_caps = ['lmc']\nviridian = ['x']\nms_vm_genid = 'y'\nmmio_hole = 1");
     guest("hvm", "ms_vm_genid = 'none'");
 }
 

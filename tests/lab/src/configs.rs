@@ -70,6 +70,8 @@ fn read(file: &Path, who: &str) -> Result<Answer> {
             Ok(Answer::Config(serde_json::from_slice(&text).unwrap_or_else(|_| lossy())))
         }
         b"126" | b"127" => bail!("{who} could not be run"),
+        // How a shell tells of a signal.
+        code if code.len() == 3 => Ok(Answer::Died(format!("it ends with {}", String::from_utf8_lossy(code)))),
         _ => Ok(Answer::Refused(String::from_utf8_lossy(&part(".error")?).trim().to_owned())),
     }
 }

@@ -113,6 +113,7 @@ pub fn check(kind: Kind, newest: bool, verdict: &Verdict) -> Result<()> {
             bail!("the file: xl: takes it and {}; we: refused", deviation.xl)
         }
         _ if !newest => Ok(()),
+        (_, Verdict::XlDies(what)) => bail!("xl dies of it: {what}"),
         (_, Verdict::Same) => bail!("both take it, and it is in the directory for {}", shown(kind)),
         (_, Verdict::BothRefuse(words)) => {
             bail!("both refuse it, and it is in the directory for {} ({words})", shown(kind))

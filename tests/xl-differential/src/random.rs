@@ -570,6 +570,7 @@ fn devices(random: &mut Random, _: &[String]) -> Case {
 }
 
 fn pci(random: &mut Random, _: &[String]) -> Case {
+    // Not 0x at an end, which some C libraries take for a number.
     const DEVICES: &[&str] = &[
         "01:00.0",
         "0000:01:00.1",
@@ -585,7 +586,7 @@ fn pci(random: &mut Random, _: &[String]) -> Case {
         "name=nic",
         "bdf=02:00.0",
         " 01:00.0",
-        "01:00.0x",
+        "01:00.0y",
         "01:00.f",
     ];
     const SLOTS: &[&str] = &["", "", "", "@1f", "@5", "@20", "@x", "@", "@05"];

@@ -1,4 +1,7 @@
-//! What we refuse although xl takes it: where xl goes on with something else than the file says.
+//! What we refuse although xl takes it: where xl goes on with something else than the file says. And what we take although
+//! an older xl dies of it.
+
+use crate::answer::says;
 
 /// A reason for which we refuse what xl takes.
 #[derive(Debug)]
@@ -46,6 +49,16 @@ pub const ALL: &[Deviation] = &[
 pub fn find(message: &str) -> Option<&'static Deviation> {
     let about = |key: &str| key.is_empty() || message.contains(&format!(": {key}: "));
     ALL.iter().find(|deviation| about(deviation.key) && message.contains(deviation.message))
+}
+
+/// What xl of a release dies of, although it means to take it: the words of the file, and what is wrong.
+const DEADLY: &[([&str; 2], &str)] =
+    &[(["pci", ".*"], "since 4.14.1 and before 4.15 it stops itself at all functions of a PCI device")];
+
+/// What xl may die of in a file.
+#[must_use]
+pub fn deadly(text: &[u8]) -> Option<&'static str> {
+    DEADLY.iter().find(|(words, _)| words.iter().all(|word| says(text, word))).map(|(_, why)| *why)
 }
 
 #[cfg(test)]

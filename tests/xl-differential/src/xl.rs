@@ -115,7 +115,7 @@ impl Xl {
                 ensure!(code != 126 && code != 127, "xl of {} can't be run: {said}", self.release);
                 Answer::Refused(why)
             }
-            None => Answer::Refused(format!("it dies of signal {}", output.status.signal().unwrap_or_default())),
+            None => Answer::Died(format!("it dies of signal {}", output.status.signal().unwrap_or_default())),
         };
         Ok((answer, asked))
     }

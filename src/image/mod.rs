@@ -11,9 +11,13 @@
 
 mod consume;
 mod directory;
+mod disks;
+mod hash;
 mod header;
 mod name;
 mod new_image;
+mod partitions;
+mod time;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};

@@ -196,7 +196,7 @@ pub(super) fn remove_if_stale(path: &Path) -> Result<bool, ImageError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::header::tests::{config, image, stream};
     use super::super::{Part, SaveDirectory};
     use super::*;
@@ -327,10 +327,10 @@ mod tests {
     }
 
     /// A small file system of its own, gone at the end.
-    struct Tmpfs(tempfile::TempDir);
+    pub(in super::super) struct Tmpfs(pub(in super::super) tempfile::TempDir);
 
     impl Tmpfs {
-        fn new(mib: u64) -> Self {
+        pub(in super::super) fn new(mib: u64) -> Self {
             let home = tempfile::tempdir().unwrap();
             let options = std::ffi::CString::new(format!("size={mib}m,mode=0700")).unwrap();
             let flags = rustix::mount::MountFlags::empty();

@@ -19,7 +19,7 @@ pub struct Host {
     pub hypervisor_uuid: PathBuf,
     /// Says `control_d` in dom0, if xenfs is mounted.
     pub xen_capabilities: PathBuf,
-    /// Changes with every boot.
+    /// Changes with every boot: [`boot_id`](Self::boot_id).
     pub boot_id: PathBuf,
     /// Locked by the process that starts or stops guests.
     pub lock_file: PathBuf,
@@ -73,6 +73,11 @@ impl Host {
         read(&self.hypervisor_uuid).is_ok_and(|uuid| uuid.parse().is_ok_and(|uuid: uuid::Uuid| uuid.is_nil()))
     }
 
+    /// Which boot of the machine this is.
+    pub fn boot_id(&self) -> io::Result<String> {
+        read(&self.boot_id)
+    }
+
     /// The mark for init scripts that guests were started: [`mark`](Self::mark) and [`unmark`](Self::unmark).
     pub fn mark_file(&self) -> PathBuf {
         let dir = if self.subsys_dir.is_dir() { &self.subsys_dir } else { &self.lock_dir };
@@ -81,7 +86,7 @@ impl Host {
 
     /// Makes the mark. The boot id inside tells one that a crash has left behind from a current one.
     pub fn mark(&self) -> io::Result<()> {
-        let boot_id = read(&self.boot_id)?;
+        let boot_id = self.boot_id()?;
         std::fs::write(self.mark_file(), format!("{boot_id}\n"))
     }
 

@@ -112,11 +112,12 @@ impl Dom0 {
         self.directory.path().join("save")
     }
 
-    /// What is in the SAVE directory, hidden files too.
+    /// What is in the SAVE directory, hidden files too, but for the records beside the images.
     fn images(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.save()) else { return Vec::new() };
         let mut names: Vec<_> =
             entries.map(|e| e.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
+        names.retain(|name| !name.ends_with(".record"));
         names.sort();
         names
     }

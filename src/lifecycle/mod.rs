@@ -11,13 +11,14 @@ mod stop;
 mod unsupported;
 mod workers;
 
+use std::io;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::report::Reporter;
 use crate::settings::Settings;
 use crate::toolstack::{self, Domain, ShutdownReason, State, Toolstack};
@@ -49,6 +50,12 @@ impl Run<'_> {
         if !time.is_zero() {
             (self.sleep)(time);
         }
+    }
+
+    /// What the images know a domain by.
+    fn domain(&self, domain: &Domain) -> io::Result<image::Guest> {
+        let boot_id = self.host.boot_id()?;
+        Ok(image::Guest { name: name(domain).to_owned(), uuid: domain.uuid, domid: domain.domid, boot_id })
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::directories::{auto_guests, images, tell_aside};
 use super::workers::{Places, all_at_once, lock};
 use super::{Identity, Run, is_alive, is_finished, name, reason};
-use crate::image::{Consumed, Image, SaveDirectory};
+use crate::image::{self, Consumed, Image, SaveDirectory};
 use crate::report::Action;
 use crate::settings::ShutdownOptions;
 use crate::toolstack::{Domain, Error, ShutdownReason, State};
@@ -56,8 +56,9 @@ impl Stop<'_> {
     fn all(&self) -> Result<(), Error> {
         let guests = self.guests()?;
         self.set_outdated_aside(&guests);
+        let suspended = self.suspended(&guests);
         let selected = self.select(guests);
-        let directory = self.save_directory(&selected);
+        let directory = self.save_directory(&selected, &suspended);
         all_at_once(selected.iter().collect(), |guest| self.stop_guest(guest, directory.as_ref()));
         self.shut_down_rest()?;
         self.finish(&selected)
@@ -94,15 +95,21 @@ impl Stop<'_> {
         found.guests.into_iter().map(|guest| guest.name).collect()
     }
 
+    /// The guests that somebody has suspended.
+    fn suspended(&self, guests: &[Domain]) -> Vec<image::Guest> {
+        let is_suspended = |guest: &&Domain| guest.state == State::Shutdown(ShutdownReason::Suspend);
+        guests.iter().filter(is_suspended).filter_map(|guest| self.run.domain(guest).ok()).collect()
+    }
+
     /// The directory to save into, if guests are to be saved and can be.
-    fn save_directory(&self, selected: &[Domain]) -> Option<SaveDirectory> {
+    fn save_directory(&self, selected: &[Domain], suspended: &[image::Guest]) -> Option<SaveDirectory> {
         if !selected.iter().any(is_alive) {
             return None;
         }
         let path = self.run.settings.save.value.as_deref()?;
         match SaveDirectory::open(path) {
             Ok(directory) => {
-                self.tidy(&directory);
+                self.tidy(&directory, suspended);
                 Some(directory)
             }
             Err(error) => {
@@ -113,9 +120,9 @@ impl Stop<'_> {
     }
 
     /// Frees the room that saves of an earlier run have left taken when it was killed.
-    fn tidy(&self, directory: &SaveDirectory) {
+    fn tidy(&self, directory: &SaveDirectory, suspended: &[image::Guest]) {
         let report = self.run.report;
-        match directory.remove_stale_temporaries() {
+        match directory.remove_stale_temporaries(suspended) {
             Ok(removed) => removed.iter().for_each(|file| {
                 report.note(&format!("{}: removed, a save that was never completed", file.display()));
             }),
@@ -239,23 +246,39 @@ impl Stop<'_> {
     /// The guest is destroyed only when its image is safe on the disk. If it can't be brought that far, it runs on.
     fn try_to_save(&self, guest: &Domain, directory: &SaveDirectory) -> Result<(), (String, Then)> {
         let toolstack = self.run.toolstack;
+        let next_step = |reason: String| (reason, Then::NextStep);
+        let domain = self.run.domain(guest).map_err(|error| next_step(format!("the boot id: {error}")))?;
         let mut image = directory
-            .begin(name(guest), guest.memory_kib.saturating_mul(1024))
-            .map_err(|error| (error.to_string(), Then::NextStep))?;
+            .begin(&domain, guest.memory_kib.saturating_mul(1024))
+            .map_err(|error| next_step(error.to_string()))?;
         if let Err(error) = toolstack.save(guest, &mut image, self.limit()) {
-            let then = if error.left_suspended { Then::Nothing } else { Then::NextStep };
+            let mut then = Then::NextStep;
+            if error.left_suspended {
+                image.guest_stays_suspended();
+                then = Then::Nothing;
+            }
             return Err((reason(&error), then));
         }
-        let image = match image.commit() {
-            Ok(image) => image,
-            Err(error) => return Err(self.run_on(guest, error.to_string())),
+        let saved = match image.commit() {
+            Ok(saved) => saved,
+            Err(error) => {
+                let (reason, then) = self.run_on(guest, error.to_string());
+                if then == Then::Nothing {
+                    image.guest_stays_suspended();
+                }
+                return Err((reason, then));
+            }
         };
-        self.remove_outdated(&image);
+        self.remove_outdated(saved.image());
         toolstack.destroy(guest.domid).map_err(|error| {
             let reason =
                 format!("its image is complete, but the suspended guest is still there: {}", reason(&error));
             (reason, Then::Nothing)
-        })
+        })?;
+        if let Err(error) = saved.destroyed() {
+            self.run.report.warn(&error.to_string());
+        }
+        Ok(())
     }
 
     /// Resumes a guest that is suspended for nothing.

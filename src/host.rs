@@ -33,10 +33,14 @@ pub struct Host {
     pub hypervisor_uuid: PathBuf,
     /// Says `control_d` in dom0, if xenfs is mounted.
     pub xen_capabilities: PathBuf,
-    /// Changes with every boot.
+    /// Changes with every boot: [`boot_id`](Self::boot_id).
     pub boot_id: PathBuf,
     /// Locked by the process that starts or stops guests.
     pub lock_file: PathBuf,
+    /// For what is not to outlive the boot.
+    pub run_dir: PathBuf,
+    /// Where Linux shows its processes.
+    pub processes: PathBuf,
     /// Where init scripts keep their marks, if it exists.
     pub subsys_dir: PathBuf,
     /// Where the mark goes otherwise.
@@ -59,6 +63,8 @@ impl Default for Host {
             xen_capabilities: "/proc/xen/capabilities".into(),
             boot_id: "/proc/sys/kernel/random/boot_id".into(),
             lock_file: "/run/xendomains.lock".into(),
+            run_dir: "/run/xendomains".into(),
+            processes: "/proc".into(),
             subsys_dir: "/var/lock/subsys".into(),
             lock_dir: "/var/lock".into(),
             root: geteuid().is_root(),
@@ -89,6 +95,11 @@ impl Host {
 
     fn has_dom0_uuid(&self) -> bool {
         read(&self.hypervisor_uuid).is_ok_and(|uuid| uuid.parse().is_ok_and(|uuid: uuid::Uuid| uuid.is_nil()))
+    }
+
+    /// Which boot of the machine this is.
+    pub fn boot_id(&self) -> io::Result<String> {
+        read(&self.boot_id)
     }
 
     /// Which release of Xen 4 runs, as its minor number: 17 for Xen 4.17.
@@ -133,6 +144,19 @@ impl Host {
         Some(PathBuf::from(dir.trim_matches(['"', '\'']))).filter(|dir| dir.is_absolute())
     }
 
+    /// Whether a helper of libxl is writing this domain's state to somewhere, for whichever program.
+    pub fn is_being_saved(&self, domid: u32) -> bool {
+        let Ok(processes) = std::fs::read_dir(&self.processes) else { return false };
+        let domid = domid.to_string();
+        processes.filter_map(Result::ok).any(|process| {
+            // It says --save-domain and then numbers, among them the domain's.
+            let Ok(command) = std::fs::read(process.path().join("cmdline")) else { return false };
+            let mut words = command.split(|&byte| byte == 0);
+            let is_helper = words.next().is_some_and(|program| program.ends_with(b"/libxl-save-helper"));
+            is_helper && words.next() == Some(b"--save-domain") && words.any(|word| word == domid.as_bytes())
+        })
+    }
+
     /// The mark for init scripts that guests were started: [`mark`](Self::mark) and [`unmark`](Self::unmark).
     pub fn mark_file(&self) -> PathBuf {
         let dir = if self.subsys_dir.is_dir() { &self.subsys_dir } else { &self.lock_dir };
@@ -141,7 +165,7 @@ impl Host {
 
     /// Makes the mark. The boot id inside tells one that a crash has left behind from a current one.
     pub fn mark(&self) -> io::Result<()> {
-        let boot_id = read(&self.boot_id)?;
+        let boot_id = self.boot_id()?;
         std::fs::write(self.mark_file(), format!("{boot_id}\n"))
     }
 
@@ -189,6 +213,8 @@ pub(crate) fn fake_dom0(dir: &Path) -> Host {
         xen_capabilities: file("capabilities", "control_d\n"),
         boot_id: file("boot_id", "b00710\n"),
         lock_file: dir.join("run.lock"),
+        run_dir: dir.join("run"),
+        processes: dir.join("processes"),
         subsys_dir: dir.join("subsys"),
         lock_dir: dir.to_owned(),
         root: true,
@@ -274,6 +300,23 @@ mod tests {
         let debian = dir.path().join("lib/xen-4.17/boot");
         std::fs::create_dir_all(&debian).expect("directory");
         assert_eq!(host.firmware_dir(17), Some(debian));
+    }
+
+    #[test]
+    fn a_save_by_anybody_is_known_by_libxls_helper() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = fake_dom0(dir.path());
+        assert!(!host.is_being_saved(7));
+        for (pid, command) in [
+            ("1", "/sbin/init 7 "),
+            ("2", "/usr/lib/xen/bin/libxl-save-helper --restore-domain 3 7 "),
+            ("3", "/usr/lib/xen/bin/libxl-save-helper --save-domain 3 4 12 0 "),
+        ] {
+            std::fs::create_dir_all(host.processes.join(pid)).expect("directory");
+            let command = command.replace(' ', "\0");
+            std::fs::write(host.processes.join(pid).join("cmdline"), command).expect("write");
+        }
+        assert!(host.is_being_saved(12) && !host.is_being_saved(7) && !host.is_being_saved(1));
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::name::{RESTORED, SAVING, is_hidden};
-use super::new_image::{NewImage, Reservations, remove_if_stale, room};
-use super::{Image, ImageError, Problem, io_error, parent, sync_directory};
+use super::change::sync_directory;
+use super::name::{RECORD, RECORDING, RESTORED, SAVING, is_hidden};
+use super::new_image::{NewImage, Reservations, room};
+use super::{Guest, Image, ImageError, Problem, io_error, parent};
 use crate::guest_config::auto::leftover;
 
 /// What a file of the directory is.
@@ -133,9 +134,12 @@ impl SaveDirectory {
         Some(self.mode & 0o7777).filter(|mode| mode & 0o077 != 0)
     }
 
-    /// Looks at every file, in the order of their names. Of several images of a guest only the newest one counts.
+    /// Looks at every file but the records, in the order of their names. Of several images of a guest only the newest
+    /// one counts.
     pub fn scan(&self) -> Result<Vec<ScanEntry>, ImageError> {
-        let mut entries: Vec<_> = self.names()?.iter().map(|name| self.look_at(name)).collect();
+        let names =
+            self.names()?.into_iter().filter(|name| !is_hidden(name, RECORD) && !is_hidden(name, RECORDING));
+        let mut entries: Vec<_> = names.map(|name| self.look_at(&name)).collect();
         let images = |entries: &[ScanEntry]| -> Vec<(usize, Image)> {
             let images = entries.iter().enumerate().filter_map(|(i, entry)| match entry {
                 ScanEntry::Image(image) => Some((i, image.clone())),
@@ -160,25 +164,12 @@ impl SaveDirectory {
     /// Starts an image of a guest: makes sure that there is room for it, and makes its temporary file.
     ///
     /// `expected_bytes` is the guest's memory.
-    pub fn begin(&self, guest: &str, expected_bytes: u64) -> Result<NewImage, ImageError> {
+    pub fn begin(&self, guest: &Guest, expected_bytes: u64) -> Result<NewImage, ImageError> {
         NewImage::begin(&self.path, &self.reservations, guest, expected_bytes)
     }
 
-    /// Removes what saves have left that were cut off, and says what. A file that is still written is left alone.
-    pub fn remove_stale_temporaries(&self) -> Result<Vec<PathBuf>, ImageError> {
-        let mut removed = Vec::new();
-        for name in self.names()? {
-            let path = self.path.join(&name);
-            let regular = || fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file());
-            if is_hidden(&name, SAVING) && regular() && remove_if_stale(&path)? {
-                removed.push(path);
-            }
-        }
-        Ok(removed)
-    }
-
     /// All names in the directory, sorted.
-    fn names(&self) -> Result<Vec<std::ffi::OsString>, ImageError> {
+    pub(super) fn names(&self) -> Result<Vec<std::ffi::OsString>, ImageError> {
         let failed = io_error(&self.path, "list it");
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(&failed)? {
@@ -259,6 +250,8 @@ mod tests {
         {
             fs::write(at(name), image("web")).unwrap();
         }
+        fs::write(at(".web.0123456789ab.record"), "{}").unwrap();
+        fs::write(at(".web.0123456789ab.recording"), "{").unwrap();
         symlink(at("nothing"), at("dangling")).unwrap();
         fs::write(at("empty"), "").unwrap();
         fs::write(at("half"), &image("half")[..100]).unwrap();

@@ -2,18 +2,30 @@
 //! being half there, and from running twice. Knows no toolstack.
 //!
 //! The life of an image:
-//! 1. [`SaveDirectory::begin`] checks the room and makes a hidden temporary file. The toolstack writes the header
-//!    and the stream into it. [`NewImage::commit`] checks that it is whole, makes it durable and gives it its name;
-//!    only then is the guest destroyed. If anything fails before that, the temporary file goes away.
-//! 2. [`SaveDirectory::scan`] finds it after the boot; the guest is built from [`Image::stream`], paused.
+//! 1. [`SaveDirectory::begin`] checks the room and makes a hidden temporary file, and a record beside it that says whose
+//!    save this is. The toolstack writes the header and the stream into it. [`NewImage::commit`] checks that it is
+//!    whole, makes it durable, has the record say how the guest's disks are, and gives it its name; only then is the
+//!    guest destroyed, and [`Saved::destroyed`] looks at the disks once more. If anything fails before that, the
+//!    guest is resumed, and the temporary file and the record go away. What a crash in between leaves is told by
+//!    [`SaveDirectory::left_behind`].
+//! 2. [`SaveDirectory::scan`] finds it after the boot; [`Image::verdict`] says whether the guest's disks are still those
+//!    that it was saved with; the guest is built from [`Image::stream`], paused.
 //! 3. [`Image::consume`] renames it away, durably, **before** the guest is unpaused: from here on no crash can run it
 //!    a second time. [`Consumed::remove`] deletes it.
 
+mod change;
 mod consume;
 mod directory;
+mod disks;
+mod hash;
 mod header;
+mod left_behind;
 mod name;
 mod new_image;
+mod partitions;
+mod record;
+mod time;
+mod verdict;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
@@ -25,10 +37,13 @@ use std::time::SystemTime;
 use serde_json::Value;
 use uuid::Uuid;
 
-pub use consume::{Consumed, set_aside};
+pub use consume::{Consumed, put_back_unused, set_aside};
 pub use directory::{SaveDirectory, ScanEntry, SkipReason};
+pub use left_behind::LeftBehind;
 pub use name::encode_name;
-pub use new_image::NewImage;
+pub use new_image::{NewImage, Saved};
+pub use record::Guest;
+pub use verdict::Verdict;
 
 /// What went wrong with which file.
 #[derive(Debug, thiserror::Error)]
@@ -249,6 +264,11 @@ impl Image {
         })
     }
 
+    /// The number by which its file system knows the file under any name.
+    pub fn file_number(&self) -> u64 {
+        self.id.inode
+    }
+
     /// The file, positioned at libxl's stream. An error if another file has taken its place.
     pub fn stream(&self) -> io::Result<File> {
         let mut file = File::open(&self.path)?;
@@ -287,11 +307,6 @@ fn open_file(path: &Path) -> Result<File, ImageError> {
     } else {
         Err(Problem::NotAFile.at(path))
     }
-}
-
-/// Makes changes to the directory durable.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 /// The directory that a file is in.

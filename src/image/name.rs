@@ -2,7 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
+use super::hash;
 use crate::guest_config::auto::leftover;
 
 /// Longer encoded names are cut, so that a prefix and a suffix still fit the 255 bytes of a file name.
@@ -12,6 +14,10 @@ const LENGTH_LIMIT: usize = 200;
 pub(super) const SAVING: &str = ".saving";
 /// The end of the name of an image whose guest has been restored.
 pub(super) const RESTORED: &str = ".restored";
+/// The end of the name of a record.
+pub(super) const RECORD: &str = ".record";
+/// The end of the name of a record that is being written.
+pub(super) const RECORDING: &str = ".recording";
 
 /// The file name for a guest's image.
 ///
@@ -49,20 +55,13 @@ pub fn encode_name(guest: &str) -> OsString {
     if encoded.len() > LENGTH_LIMIT {
         // `%~` is not an escape either.
         encoded.truncate(LENGTH_LIMIT - 34);
-        encoded.push_str(&format!("%~{:032x}", fnv1a(guest.as_bytes())));
+        encoded.push_str(&format!("%~{:032x}", hash::of(guest.as_bytes())));
     }
     encoded.into()
 }
 
 fn push_escape(text: &mut String, byte: u8) {
     text.push_str(&format!("%{byte:02X}"));
-}
-
-/// The 128-bit FNV-1a hash.
-fn fnv1a(bytes: &[u8]) -> u128 {
-    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    bytes.iter().fold(OFFSET, |hash, &byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
 }
 
 /// A hidden name beside `name` that nobody else has.
@@ -77,12 +76,23 @@ pub(super) fn hidden(name: &OsStr, suffix: &str) -> OsString {
 
 /// Whether it is a name that [`hidden`] makes with this suffix.
 pub(super) fn is_hidden(name: &OsStr, suffix: &str) -> bool {
-    let Some(rest) = name.as_bytes().strip_prefix(b".").and_then(|rest| rest.strip_suffix(suffix.as_bytes()))
-    else {
-        return false;
-    };
-    let Some((stem, random)) = rest.len().checked_sub(13).map(|at| rest.split_at(at)) else { return false };
-    !stem.is_empty() && random[0] == b'.' && random[1..].iter().all(u8::is_ascii_hexdigit)
+    stem(name, suffix).is_some()
+}
+
+/// Beside which name it is, if it is a name that [`hidden`] makes with this suffix.
+pub(super) fn stem<'a>(name: &'a OsStr, suffix: &str) -> Option<&'a OsStr> {
+    let rest = name.as_bytes().strip_prefix(b".")?.strip_suffix(suffix.as_bytes())?;
+    let (stem, random) = rest.split_at(rest.len().checked_sub(13)?);
+    let is_it = !stem.is_empty() && random[0] == b'.' && random[1..].iter().all(u8::is_ascii_hexdigit);
+    is_it.then(|| OsStr::from_bytes(stem))
+}
+
+/// The file whose hidden name has another suffix in the place of this one.
+pub(super) fn sibling(path: &Path, old: &str, new: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let mut other = name.strip_suffix(old.as_bytes()).unwrap_or(name).to_vec();
+    other.extend(new.as_bytes());
+    path.with_file_name(OsString::from_vec(other))
 }
 
 #[cfg(test)]
@@ -163,6 +173,9 @@ mod tests {
         let name = hidden(OsStr::new("web"), SAVING);
         assert!(is_hidden(&name, SAVING) && !is_hidden(&name, RESTORED));
         assert_ne!(hidden(OsStr::new("web"), SAVING), name);
+        let record = sibling(&Path::new("/save").join(&name), SAVING, RECORD);
+        assert_eq!(stem(record.file_name().unwrap(), RECORD), Some(OsStr::new("web")));
+        assert_eq!(sibling(&record, RECORD, SAVING), Path::new("/save").join(&name));
         for other in [
             "web",
             ".saving",

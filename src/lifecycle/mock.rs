@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::Run;
 use crate::guest_config::{Cpus, GuestConfig, XenHost};
 use crate::host::{Host, fake_dom0};
-use crate::image::{Image, NewImage, SaveDirectory};
+use crate::image::{Guest, Image, NewImage, SaveDirectory, Saved};
 use crate::interrupt::Interrupt;
 use crate::report::{Buffer, Exit, Reporter};
 use crate::settings::Settings;
@@ -414,14 +414,18 @@ impl Bench {
             let place = world.domains.iter().position(|domain| domain.domid == id).expect("just added");
             world.domains.remove(place)
         });
-        let mut image = directory.begin(name, 4096).expect("room");
+        let guest =
+            Guest { name: name.to_owned(), uuid: domain.uuid, domid: domain.domid, boot_id: "b00709".into() };
+        let mut image = directory.begin(&guest, 4096).expect("room");
         write_image(&mut image, &domain);
-        image.commit().expect("image");
+        image.commit().and_then(Saved::destroyed).expect("image");
     }
 
-    /// The names of the files in SAVE.
+    /// The names of the files in SAVE, but for the records beside the images.
     pub(super) fn saved(&self) -> Vec<String> {
-        files(&self.path("save"))
+        let mut names = files(&self.path("save"));
+        names.retain(|name| !name.ends_with(".record"));
+        names
     }
 
     pub(super) fn has_mark(&self) -> bool {

@@ -7,19 +7,21 @@ mod directories;
 pub(crate) mod mock;
 mod order;
 mod plan;
+mod recovery;
 mod start;
 mod status;
 mod stop;
 mod unsupported;
 mod workers;
 
+use std::io;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::interrupt::Interrupt;
 use crate::report::Reporter;
 use crate::settings::Settings;
@@ -55,6 +57,12 @@ impl Run<'_> {
         if !time.is_zero() {
             (self.sleep)(time);
         }
+    }
+
+    /// What the images know a domain by.
+    fn domain(&self, domain: &Domain) -> io::Result<image::Guest> {
+        let boot_id = self.host.boot_id()?;
+        Ok(image::Guest { name: name(domain).to_owned(), uuid: domain.uuid, domid: domain.domid, boot_id })
     }
 }
 

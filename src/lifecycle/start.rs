@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unreadable_image_of};
 use super::order::levels;
+use super::recovery::{begin_building, recover};
 use super::workers::{Places, all_at_once, in_order, lock};
 use super::{Identity, Run, is_alive, name, reason, state_word};
 use crate::guest_config::GuestConfig;
-use crate::image::{self, Consumed, Image};
+use crate::image::{self, Consumed, Image, Verdict};
 use crate::needs::{self, Need};
 use crate::report::Action;
 use crate::settings::{DEFAULT_CREATE_JOBS, DEFAULT_RESTORE_JOBS, RestoreFailed};
@@ -111,7 +112,7 @@ impl<'a> Start<'a> {
     }
 
     fn all(&self) -> Result<(), Error> {
-        let before = self.run.toolstack.domains()?;
+        let before = recover(self.run)?;
         let levels = self.levels(&before);
         self.waiting.store(levels.iter().map(Vec::len).sum(), Ordering::Relaxed);
         for level in levels {
@@ -171,12 +172,17 @@ impl<'a> Start<'a> {
         jobs
     }
 
-    /// The images of guests that don't run. An image whose guest runs is outdated.
+    /// The images of guests that don't run. An image whose guest runs is outdated, and so is one whose guest's disks have
+    /// been written to since.
     fn without_running(&self, images: Vec<Image>, domains: &[Domain]) -> Vec<Image> {
         let mut waiting = Vec::new();
         for image in images {
             match Identity::of_image(&image).find(domains) {
-                None => waiting.push(image),
+                None => match image.verdict() {
+                    Verdict::Stale(why) => self.set_aside(image, &why),
+                    // What is not there yet may come: it is looked at again when it is needed.
+                    Verdict::Fresh | Verdict::Unknown(_) | Verdict::DiskMissing(_) => waiting.push(image),
+                },
                 Some(domain) if domain.state == State::Running && domain.is_manageable() => {
                     let why = format!("its guest runs already, as domain {}", domain.domid);
                     self.set_aside(image, &why);
@@ -363,17 +369,33 @@ impl<'a> Start<'a> {
         move |text| self.run.report.note(&format!("{guest}: {text}"))
     }
 
+    fn no_note(&self, error: &std::io::Error) -> String {
+        format!("{}: {error}", self.run.host.run_dir.display())
+    }
+
+    /// After a restore that came to nothing, a device model may have written into the files that it opened.
+    fn look_at_disks_again(&self, image: &Image) {
+        if let Err(error) = image.restore_failed() {
+            self.run.report.warn(&error.to_string());
+        }
+    }
+
     fn try_to_restore(&self, mut image: Image) -> Result<(), String> {
         self.look_for(&needs::needs_to_restore(&image.config))?;
+        if let Verdict::Stale(why) | Verdict::DiskMissing(why) = image.verdict() {
+            return Err(why);
+        }
         self.run.xen_host.before_creation(&mut image.config).map_err(|error| error.to_string())?;
+        let building = begin_building(self.run, image.uuid, Some(&image)).map_err(|error| self.no_note(&error))?;
         let restore = || self.run.toolstack.restore(&image, None, &self.note(&image.name));
-        let domid = self.build(&image.name, restore)?;
+        let domid = self.build(&image.name, restore).inspect_err(|_| self.look_at_disks_again(&image))?;
         if let Some(consumed) = self.let_run(domid, Some(image))? {
             // It will never be restored again, whether it can be removed or not.
             if let Err(error) = consumed.remove() {
                 self.run.report.warn(&format!("the restored image is still there: {error}"));
             }
         }
+        drop(building);
         Ok(())
     }
 
@@ -391,11 +413,10 @@ impl<'a> Start<'a> {
         };
         let (mut reason, is_gone) = self.give_up(domid, reason(&error));
         match consumed {
-            Some(consumed) if is_gone => {
-                if let Err(error) = consumed.put_back() {
-                    reason.push_str(&format!("; {error}"));
-                }
-            }
+            Some(consumed) if is_gone => match consumed.put_back() {
+                Ok(image) => self.look_at_disks_again(&image),
+                Err(error) => reason.push_str(&format!("; {error}")),
+            },
             // Somebody might let the guest run after all.
             Some(consumed) => reason.push_str(&format!("; its image is now {}", consumed.path().display())),
             None => {}
@@ -470,12 +491,14 @@ impl<'a> Start<'a> {
             .map_err(|reason| format!("{}: {reason}", guest.path.display()))?;
         let mut guest = guest.clone();
         self.run.xen_host.before_creation(&mut guest.json).map_err(|error| error.to_string())?;
+        let building = begin_building(self.run, guest.uuid, None).map_err(|error| self.no_note(&error))?;
         let create = || self.run.toolstack.create(&guest, None, &self.note(&guest.name));
         let domid = self.build(&guest.name, create)?;
         if let Some(aside) = self.let_run(domid, unwanted)? {
             let why = "its guest was started without it, because RESTORE is not true";
             tell_aside(&aside.image().path, why, &aside, self.run.report);
         }
+        drop(building);
         Ok(())
     }
 

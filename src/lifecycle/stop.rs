@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::directories::{auto_guests, images, tell_aside};
 use super::order::levels;
+use super::recovery::recover;
 use super::workers::{Places, all_at_once, lock};
 use super::{Identity, Run, is_alive, is_finished, name, reason};
 use crate::guest_config::{GuestConfig, PerGuest, StopAction};
@@ -122,7 +123,8 @@ impl<'a> Stop<'a> {
     }
 
     fn all(&self) -> Result<(), Error> {
-        let guests = self.guests()?;
+        let mut guests = recover(self.run)?;
+        guests.retain(Domain::is_manageable);
         self.set_outdated_aside(&guests);
         let directory = self.save_directory(&self.select(guests));
         let shutdown_all = self.run.settings.shutdown_all.value;
@@ -197,28 +199,16 @@ impl<'a> Stop<'a> {
         let path = self.run.settings.save.value.as_deref()?;
         match SaveDirectory::open(path) {
             Ok(directory) => {
-                self.tidy(&directory);
+                if let Some(mode) = directory.open_to_others() {
+                    let path = path.display();
+                    self.run.report.warn(&format!("{path}: others than root may look into it (mode {mode:04o})"));
+                }
                 Some(directory)
             }
             Err(error) => {
                 self.run.report.error(&format!("no guest can be saved: {error}"));
                 None
             }
-        }
-    }
-
-    /// Frees the room that saves of an earlier run have left taken when it was killed.
-    fn tidy(&self, directory: &SaveDirectory) {
-        let report = self.run.report;
-        match directory.remove_stale_temporaries() {
-            Ok(removed) => removed.iter().for_each(|file| {
-                report.note(&format!("{}: removed, a save that was never completed", file.display()));
-            }),
-            Err(error) => report.warn(&error.to_string()),
-        }
-        if let Some(mode) = directory.open_to_others() {
-            let path = directory.path().display();
-            report.warn(&format!("{path}: others than root may look into it (mode {mode:04o})"));
         }
     }
 
@@ -392,25 +382,41 @@ impl<'a> Stop<'a> {
         limit: Option<Instant>,
     ) -> Result<(), (String, Then)> {
         let toolstack = self.run.toolstack;
+        let next_step = |reason: String| (reason, Then::NextStep);
+        let domain = self.run.domain(guest).map_err(|error| next_step(format!("the boot id: {error}")))?;
         let mut image = directory
-            .begin(name(guest), guest.memory_kib.saturating_mul(1024))
-            .map_err(|error| (error.to_string(), Then::NextStep))?;
+            .begin(&domain, guest.memory_kib.saturating_mul(1024))
+            .map_err(|error| next_step(error.to_string()))?;
         let mut progress = self.run.report.progress(Action::Save, name(guest));
         progress.follow(guest.memory_kib.saturating_mul(1024), image.written_so_far());
         if let Err(error) = toolstack.save(guest, &mut image, limit) {
-            let then = if error.left_suspended { Then::Nothing } else { Then::NextStep };
+            let mut then = Then::NextStep;
+            if error.left_suspended {
+                image.guest_stays_suspended();
+                then = Then::Nothing;
+            }
             return Err((reason(&error), then));
         }
-        let image = match image.commit() {
-            Ok(image) => image,
-            Err(error) => return Err(self.run_on(guest, error.to_string())),
+        let saved = match image.commit() {
+            Ok(saved) => saved,
+            Err(error) => {
+                let (reason, then) = self.run_on(guest, error.to_string());
+                if then == Then::Nothing {
+                    image.guest_stays_suspended();
+                }
+                return Err((reason, then));
+            }
         };
-        self.remove_outdated(&image);
+        self.remove_outdated(saved.image());
         toolstack.destroy(guest.domid).map_err(|error| {
             let reason =
                 format!("its image is complete, but the suspended guest is still there: {}", reason(&error));
             (reason, Then::Nothing)
-        })
+        })?;
+        if let Err(error) = saved.destroyed() {
+            self.run.report.warn(&error.to_string());
+        }
+        Ok(())
     }
 
     /// Resumes a guest that is suspended for nothing.

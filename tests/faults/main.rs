@@ -104,6 +104,8 @@ impl Dom0 {
             xen_capabilities: at("capabilities"),
             boot_id: at("boot_id"),
             lock_file: at("lock/xendomains.lock"),
+            run_dir: at("run"),
+            processes: at("processes"),
             subsys_dir: at("lock/subsys"),
             lock_dir: at("lock"),
             root: true,
@@ -147,11 +149,12 @@ impl Dom0 {
         self.directory.path().join("save")
     }
 
-    /// What is in the SAVE directory, hidden files too.
+    /// What is in the SAVE directory, hidden files too, but for the records beside the images.
     fn images(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.save()) else { return Vec::new() };
         let mut names: Vec<_> =
             entries.map(|e| e.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
+        names.retain(|name| !name.ends_with(".record"));
         names.sort();
         names
     }

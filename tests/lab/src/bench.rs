@@ -206,10 +206,11 @@ impl<'h> Bench<'h> {
         Ok(())
     }
 
-    /// What is in a directory, hidden files too, sorted; nothing if there is none.
+    /// What is in a directory, hidden files too but for the records beside images, sorted; nothing if there is none.
     pub fn files(&self, directory: &str) -> Result<Vec<String>> {
         let list = self.ok(&format!("ls -A {} 2>/dev/null || true", quote(directory)))?;
-        let mut names: Vec<_> = list.lines().map(str::to_owned).collect();
+        let names = list.lines().filter(|name| !name.ends_with(".record"));
+        let mut names: Vec<_> = names.map(str::to_owned).collect();
         names.sort();
         Ok(names)
     }

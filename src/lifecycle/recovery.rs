@@ -1,0 +1,169 @@
+//! What an earlier start or stop has left half done, because it was killed: guests that are suspended for a save that
+//! never ended or had just ended, and guests that were being built.
+//!
+//! A guest that is being built has a note in a directory that does not outlive the boot. It is written before the build
+//! begins and removed when the guest runs. A domain with a note that is paused and has never run is therefore nobody's:
+//! it is destroyed, and its image, if it was just being taken out of the way, is put back.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::{Run, name, reason};
+use crate::image::{self, Image, LeftBehind, SaveDirectory};
+use crate::toolstack::{Domain, Error, ShutdownReason, State};
+
+/// The note that a guest is being built. It goes when this is dropped.
+pub(super) struct Building(PathBuf);
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        // If it stays, the guest runs or is gone, and the next start removes it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Notes that a guest is going to be built, from this image if there is one.
+pub(super) fn begin_building(run: &Run<'_>, uuid: Uuid, image: Option<&Image>) -> io::Result<Building> {
+    let directory = &run.host.run_dir;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let path = directory.join(uuid.to_string());
+    fs::write(&path, image.map(Image::file_number).map_or(String::new(), |number| number.to_string()))?;
+    Ok(Building(path))
+}
+
+/// Puts right what was left half done, before anything else is done, and returns the domains that there are then.
+pub(super) fn recover(run: &Run<'_>) -> Result<Vec<Domain>, Error> {
+    let domains = run.toolstack.domains()?;
+    let save = run.settings.save.value.as_deref();
+    let directory = match save.map(SaveDirectory::existing).transpose() {
+        Ok(directory) => directory.flatten(),
+        // Who needs it says so.
+        Err(_) => None,
+    };
+    let mut changed = forget_builds(run, &domains, save);
+    if let Some(directory) = &directory {
+        for domain in domains.iter().filter(|domain| is_suspended(domain)) {
+            changed |= recover_saved(run, directory, domain);
+        }
+    }
+    let domains = if changed { run.toolstack.domains()? } else { domains };
+    if let Some(directory) = &directory {
+        tidy(run, directory, &domains);
+    }
+    Ok(domains)
+}
+
+fn is_suspended(domain: &Domain) -> bool {
+    domain.is_manageable() && domain.state == State::Shutdown(ShutdownReason::Suspend)
+}
+
+/// A suspended guest: has a save of ours brought it there? Says whether something was done.
+fn recover_saved(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> bool {
+    let guest = name(domain);
+    let left = run
+        .domain(domain)
+        .map_err(|error| format!("the boot id: {error}"))
+        .and_then(|domain| directory.left_behind(&domain).map_err(|error| error.to_string()));
+    let left = match left {
+        Ok(LeftBehind::Victim | LeftBehind::Husk(_)) if run.host.is_being_saved(domain.domid) => {
+            LeftBehind::BeingSaved
+        }
+        Ok(left) => left,
+        Err(error) => {
+            run.report.warn(&format!("{guest}: it is suspended, and why can't be told: {error}"));
+            return false;
+        }
+    };
+    match left {
+        LeftBehind::Nothing => false,
+        LeftBehind::BeingSaved => {
+            run.report.warn(&format!("{guest}: it is being saved by another process"));
+            false
+        }
+        LeftBehind::Victim => match run.toolstack.resume(domain.domid) {
+            Ok(()) => {
+                run.report.warn(&format!("{guest}: resumed; an earlier stop was killed while it saved it"));
+                true
+            }
+            Err(error) => {
+                run.report
+                    .error(&format!("{guest}: left SUSPENDED by a save that was killed: {}", reason(&error)));
+                false
+            }
+        },
+        LeftBehind::Husk(saved) => match run.toolstack.destroy(domain.domid) {
+            Ok(()) => {
+                let path = saved.image().path.clone();
+                if let Err(error) = saved.destroyed() {
+                    run.report.warn(&error.to_string());
+                }
+                let what =
+                    "its image is complete; an earlier stop was killed before it removed the suspended guest";
+                run.report.note(&format!("{guest}: {what} ({})", path.display()));
+                true
+            }
+            Err(error) => {
+                run.report
+                    .error(&format!("{guest}: saved, but its suspended remains are there: {}", reason(&error)));
+                false
+            }
+        },
+        LeftBehind::ImageGone => {
+            run.report.warn(&format!("{guest}: it is suspended, and its image was taken away: left alone"));
+            false
+        }
+    }
+}
+
+/// Frees the room that saves have left taken which were killed.
+fn tidy(run: &Run<'_>, directory: &SaveDirectory, domains: &[Domain]) {
+    let suspended = domains.iter().filter(|domain| is_suspended(domain)).map(|domain| run.domain(domain));
+    // Without knowing whose is whose, nothing is removed.
+    let Ok(suspended) = suspended.collect::<io::Result<Vec<_>>>() else { return };
+    match directory.remove_stale_temporaries(&suspended) {
+        Ok(removed) => removed.iter().for_each(|file| {
+            run.report.note(&format!("{}: removed, a save that was never completed", file.display()));
+        }),
+        Err(error) => run.report.warn(&error.to_string()),
+    }
+}
+
+/// Destroys guests that were being built when an earlier start was killed. Says whether there were any.
+fn forget_builds(run: &Run<'_>, domains: &[Domain], save: Option<&Path>) -> bool {
+    let Ok(notes) = fs::read_dir(&run.host.run_dir) else { return false };
+    let mut any = false;
+    for note in notes.filter_map(Result::ok) {
+        let Some(uuid) = note.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()) else { continue };
+        let number = fs::read_to_string(note.path()).unwrap_or_default().trim().parse().ok();
+        let built = domains.iter().find(|domain| domain.uuid == uuid && domain.domid != 0);
+        if let Some(domain) = built.filter(|domain| domain.state == State::Paused && domain.cpu_time.is_zero()) {
+            any = true;
+            let guest = domain.name.clone().unwrap_or_else(|| uuid.to_string());
+            if let Err(error) = run.toolstack.destroy(domain.domid) {
+                run.report.error(&format!("{guest}: half built by a start that was killed: {}", reason(&error)));
+                continue;
+            }
+            run.report.warn(&format!("{guest}: removed, an earlier start was killed while it built it"));
+            if let (Some(number), Some(save)) = (number, save) {
+                put_back(run, save, number);
+            }
+        }
+        let _ = fs::remove_file(note.path());
+    }
+    any
+}
+
+/// Gives the image of a guest that has not run its name again, if it had lost it.
+fn put_back(run: &Run<'_>, save: &Path, number: u64) {
+    match image::put_back_unused(save, number) {
+        Ok(Some((image, true))) => {
+            run.report.note(&format!("{}: put back, its guest has not run", image.path.display()));
+        }
+        Ok(_) => {}
+        Err(error) => run.report.error(&error.to_string()),
+    }
+}

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::bench::{Bench, Kind, PROGRAM, expect, xl_cfg};
+use crate::memory;
 
 /// What a scenario is: a host to work on, and an error when it is not as it should be.
 pub type Scenario = fn(&Bench<'_>) -> Result<()>;
@@ -31,6 +32,9 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("paused_guests_are_stopped_too", paused_guests_are_stopped_too),
     ("sysrq_reaches_the_guest", sysrq_reaches_the_guest),
     ("not_root_and_not_xen", not_root_and_not_xen),
+    ("memory_comes_from_dom0", memory::memory_comes_from_dom0),
+    ("memory_for_too_large_a_guest_is_refused", memory::memory_for_too_large_a_guest_is_refused),
+    ("memory_lock_of_xl_is_respected_both_ways", memory::memory_lock_of_xl_is_respected_both_ways),
 ];
 
 const SAVE: &str = "/var/lib/xen/save";

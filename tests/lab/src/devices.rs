@@ -3,6 +3,14 @@
 use anyhow::{Result, ensure};
 
 use crate::bench::{Bench, Kind, PROGRAM, expect};
+use crate::scenarios::Scenario;
+
+/// All of them, by the name that is printed.
+pub const ALL: &[(&str, Scenario)] = &[
+    ("devices_that_come_late_are_waited_for", devices_that_come_late_are_waited_for),
+    ("devices_that_never_come_cost_only_their_guests", devices_that_never_come_cost_only_their_guests),
+    ("a_saved_guest_waits_for_its_disk", a_saved_guest_waits_for_its_disk),
+];
 
 /// One guest on a block device whose link is made later, one on a file system that is mounted and a bridge that is made
 /// later, and one that needs nothing. By their names the last one would have its turn last.
@@ -43,7 +51,7 @@ fn start_while(bench: &Bench<'_>, seconds: u32, later: &str) -> Result<String> {
 }
 
 /// Guests wait for their own devices only.
-pub fn devices_that_come_late_are_waited_for(bench: &Bench<'_>) -> Result<()> {
+fn devices_that_come_late_are_waited_for(bench: &Bench<'_>) -> Result<()> {
     prepare(bench, 30)?;
     let said = start_while(bench, 10, &format!("{LINK}; {MOUNT}; {BRIDGE}"))?;
     let started = |name: &str| said.find(&format!("{name}: started"));
@@ -62,7 +70,7 @@ pub fn devices_that_come_late_are_waited_for(bench: &Bench<'_>) -> Result<()> {
 }
 
 /// The time is over: that is the failure of the guests that have waited, by the names of what they have waited for.
-pub fn devices_that_never_come_cost_only_their_guests(bench: &Bench<'_>) -> Result<()> {
+fn devices_that_never_come_cost_only_their_guests(bench: &Bench<'_>) -> Result<()> {
     prepare(bench, 2)?;
     let said = bench.xendomains("start", 1)?;
     expect(
@@ -83,7 +91,7 @@ pub fn devices_that_never_come_cost_only_their_guests(bench: &Bench<'_>) -> Resu
 }
 
 /// A saved guest goes on with its disk, so it waits for it too.
-pub fn a_saved_guest_waits_for_its_disk(bench: &Bench<'_>) -> Result<()> {
+fn a_saved_guest_waits_for_its_disk(bench: &Bench<'_>) -> Result<()> {
     prepare(bench, 30)?;
     bench.ok(&format!("rm /etc/xen/auto/beta.cfg && {LINK}"))?;
     bench.xendomains("start", 0)?;

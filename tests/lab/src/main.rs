@@ -9,6 +9,7 @@ mod bench;
 mod configs;
 mod devices;
 mod lifecycle;
+mod memory;
 mod scenarios;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,9 @@ fn arguments() -> Result<Arguments> {
     let program = program.context("--program FILE is missing: the xendomains to test")?;
     Ok(Arguments { program, release, filters })
 }
+
+/// All scenarios, in the order in which they are begun.
+const ALL: &[&[(&str, Scenario)]] = &[scenarios::ALL, lifecycle::ALL, devices::ALL, memory::ALL];
 
 /// Hosts at work at the same time. QEMU emulates each in one thread.
 const HOSTS: usize = 2;
@@ -112,8 +116,7 @@ fn run() -> Result<bool> {
     let lab = Lab::open(&workspace)?;
     let wanted =
         |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|f| name.contains(f.as_str()));
-    let waiting: Vec<_> =
-        scenarios::ALL.iter().chain(lifecycle::ALL).rev().filter(|(name, _)| wanted(name)).collect();
+    let waiting: Vec<_> = ALL.iter().copied().flatten().rev().filter(|(name, _)| wanted(name)).collect();
     if waiting.is_empty() {
         bail!("no scenario has a name like that");
     }

@@ -5,7 +5,6 @@ use serde_json::Value;
 
 use crate::bench::{Bench, Kind, PROGRAM, expect, xl_cfg};
 use crate::configs::configs_are_read_as_xl_reads_them;
-use crate::devices;
 
 /// What a scenario is: a host to work on, and an error when it is not as it should be.
 pub type Scenario = fn(&Bench<'_>) -> Result<()>;
@@ -33,9 +32,6 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("paused_guests_are_stopped_too", paused_guests_are_stopped_too),
     ("sysrq_reaches_the_guest", sysrq_reaches_the_guest),
     ("not_root_and_not_xen", not_root_and_not_xen),
-    ("devices_that_come_late_are_waited_for", devices::devices_that_come_late_are_waited_for),
-    ("devices_that_never_come_cost_only_their_guests", devices::devices_that_never_come_cost_only_their_guests),
-    ("a_saved_guest_waits_for_its_disk", devices::a_saved_guest_waits_for_its_disk),
 ];
 
 const SAVE: &str = "/var/lib/xen/save";

@@ -9,6 +9,7 @@ mod bench;
 mod configs;
 mod devices;
 mod lifecycle;
+mod pains;
 mod scenarios;
 
 use std::path::{Path, PathBuf};
@@ -112,8 +113,13 @@ fn run() -> Result<bool> {
     let lab = Lab::open(&workspace)?;
     let wanted =
         |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|f| name.contains(f.as_str()));
-    let waiting: Vec<_> =
-        scenarios::ALL.iter().chain(lifecycle::ALL).rev().filter(|(name, _)| wanted(name)).collect();
+    let waiting: Vec<_> = scenarios::ALL
+        .iter()
+        .chain(lifecycle::ALL)
+        .chain(pains::ALL)
+        .rev()
+        .filter(|(name, _)| wanted(name))
+        .collect();
     if waiting.is_empty() {
         bail!("no scenario has a name like that");
     }

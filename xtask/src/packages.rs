@@ -171,6 +171,34 @@ pub fn xen(workspace: &Path, release: Release) -> Result<PathBuf> {
     Ok(root)
 }
 
+/// Gives a folder with these files of a source package of a suite, as its authors have published them: before
+/// Debian's changes. Nothing is done if it is there.
+///
+/// # Errors
+/// The package can't be had, or has no such files.
+pub fn unpack_source(package: &str, files: &[&str], suite: &str, target: &Path, log: &Path) -> Result<()> {
+    cache::folder(target, |part| {
+        need(&[("mmdebstrap", "mmdebstrap")], log)?;
+        let wanted: Vec<_> = files.iter().map(|file| format!("'*/{file}'")).collect();
+        let hook = format!(
+            "cd \"$1\" && APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get source --download-only {package} && \
+             tar -xf {package}_*.orig.tar.* --strip-components=1 --wildcards {} && rm {package}_*",
+            wanted.join(" ")
+        );
+        let sources = Mirror::of_this_machine()?.sources(suite, false);
+        progress::step(&format!("unpacking the source of {package} of {suite}"), || {
+            exec::logged(
+                mmdebstrap()?
+                    .args(["--variant=extract", &format!("--extract-hook={hook}"), suite])
+                    .arg(part)
+                    .args(sources.iter().map(|line| line.replacen("deb ", "deb-src ", 1)))
+                    .args(&sources),
+                log,
+            )
+        })
+    })
+}
+
 /// The machine's apt proxy settings as `--aptopt` arguments of mmdebstrap, which has a configuration of its own.
 ///
 /// # Errors

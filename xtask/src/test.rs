@@ -44,12 +44,13 @@ type Tier = fn(&Path) -> Result<Count>;
 pub fn run(workspace: &Path) -> Result<bool> {
     let started = Instant::now();
     program::prepare(workspace)?;
-    let tiers: [(&str, Tier); 7] = [
+    let tiers: [(&str, Tier); 8] = [
         ("style", style),
         ("unit", unit),
         ("fake", fake),
         ("headers", headers),
         ("xl", xl),
+        ("pains", pains),
         ("fuzz", fuzz),
         ("lab", lab),
     ];
@@ -129,20 +130,28 @@ fn fuzz(workspace: &Path) -> Result<Count> {
     Ok(Count { passed, failed })
 }
 
+/// The scripts' known defects, with the scripts and with the program.
+fn pains(workspace: &Path) -> Result<Count> {
+    with_program(workspace, "pains", &[])
+}
+
 /// The scenarios of `tests/lab` on a real Xen host, and of a newer release those that depend on it most.
 fn lab(workspace: &Path) -> Result<Count> {
-    let program = program::build(workspace)?;
-    let mut all = Count::default();
-    for more in [&[][..], &["--xen", "4.20", "configs"]] {
-        let mut command = Command::new(cargo());
-        command
-            .current_dir(workspace)
-            .args(["run", "--quiet", "--package", "lab-tests", "--", "--program"])
-            .arg(&program)
-            .args(more);
-        all += counted(&mut command)?;
-    }
+    let mut all = with_program(workspace, "lab-tests", &[])?;
+    all += with_program(workspace, "lab-tests", &["--xen", "4.20", "configs"])?;
     Ok(all)
+}
+
+/// A package of tests that is a program, and is told which `xendomains` to test.
+fn with_program(workspace: &Path, package: &str, arguments: &[&str]) -> Result<Count> {
+    let program = program::build(workspace)?;
+    let mut command = Command::new(cargo());
+    command
+        .current_dir(workspace)
+        .args(["run", "--quiet", "--package", package, "--", "--program"])
+        .arg(program)
+        .args(arguments);
+    counted(&mut command)
 }
 
 fn cargo_test(workspace: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Count> {

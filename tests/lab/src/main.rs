@@ -10,6 +10,7 @@ mod configs;
 mod devices;
 mod lifecycle;
 mod memory;
+mod pains;
 mod scenarios;
 
 use std::path::{Path, PathBuf};
@@ -49,7 +50,7 @@ fn arguments() -> Result<Arguments> {
 }
 
 /// All scenarios, in the order in which they are begun.
-const ALL: &[&[(&str, Scenario)]] = &[scenarios::ALL, lifecycle::ALL, devices::ALL, memory::ALL];
+const ALL: &[&[(&str, Scenario)]] = &[scenarios::ALL, lifecycle::ALL, devices::ALL, memory::ALL, pains::ALL];
 
 /// Hosts at work at the same time. QEMU emulates each in one thread.
 const HOSTS: usize = 2;

@@ -23,7 +23,7 @@
 //! | `images/xen-RELEASE-KEY/booted-KEY/` | an overlay of that disk with a snapshot of the booted host |
 //! | `hosts/NAME/` | a host: its copy of the overlay, sockets, logs |
 
-pub(crate) mod cache;
+pub mod cache;
 pub mod guest;
 mod image;
 mod initrd;

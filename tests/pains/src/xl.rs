@@ -1,0 +1,375 @@
+//! A stand-in for `xl`, for the scripts: the commands that they use, over the fake libxl.
+//!
+//! It does what xl's source of Xen 4.17 does, in the same order and with the same exit codes, where a script can tell
+//! the difference: what is printed and how it is laid out, what happens to files and guests when a call fails, what a
+//! signal leaves behind, which locks are waited for.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::ExitCode;
+
+use rustix::fs::FlockOperation;
+use serde_json::Value;
+use xendomains::guest_config::{GuestConfig, XenHost};
+use xenlight::{
+    Children, Context, DomainConfig, Domid, ErrorCode, Library, Operation, SaveFlags, ShutdownReason, Trigger,
+};
+
+/// Says why a command has failed, for standard error, and with which exit code it ends.
+struct Failure(u8, String);
+
+type Done = Result<(), Failure>;
+
+fn fail<T>(why: impl Into<String>) -> Result<T, Failure> {
+    Err(Failure(1, why.into()))
+}
+
+impl From<xenlight::Error> for Failure {
+    fn from(error: xenlight::Error) -> Failure {
+        Failure(1, error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure(1, error.to_string())
+    }
+}
+
+/// Runs `xl` with these arguments.
+pub fn main(arguments: &[String]) -> ExitCode {
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, why)) => {
+            eprintln!("{why}");
+            code.into()
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Done {
+    let Some((command, arguments)) = arguments.split_first() else { return fail("which command?") };
+    let no_context = |why: String| Failure(1, format!("cannot init xl context: {why}"));
+    let library = Library::open_running().map_err(|e| no_context(e.to_string()))?;
+    let xl = Context::open(&library, Children::LibxlReapsOwn, None).map_err(|e| no_context(e.to_string()))?;
+    end_powered_off_guests(&xl)?;
+    let with = |flags: &str, long: &[(&str, char)]| Options::parse(arguments, flags, long);
+    match command.as_str() {
+        "list" => list(&xl, &with("l", &[("long", 'l')])?),
+        "domid" => domid(&xl, &with("", &[])?),
+        "create" => create(&xl, &with("qnf:", &[("quiet", 'q'), ("dryrun", 'n'), ("defconfig", 'f')])?),
+        "restore" => restore(&xl, &with("", &[])?),
+        "save" => save(&xl, &with("", &[])?),
+        "migrate" => migrate(&xl, &with("", &[])?),
+        "shutdown" => shutdown(&xl, &with("awF", &[("all", 'a'), ("wait", 'w')])?),
+        "sysrq" => {
+            let options = with("", &[])?;
+            let letter = options.word(1)?.chars().next().unwrap_or(' ');
+            Ok(xl.sysrq(find(&xl, options.word(0)?)?, letter)?)
+        }
+        _ => fail("command not implemented"),
+    }
+}
+
+/// What xl's daemons do, one of which waits for each guest that `xl` has started: a guest that has powered off or
+/// crashed is destroyed. Nobody can tell whether that happened just now or when the guest ended.
+fn end_powered_off_guests(xl: &Context) -> Done {
+    // That there is no list is for the command to find out.
+    for domain in xl.list().unwrap_or_default() {
+        if let (Some(ShutdownReason::Poweroff | ShutdownReason::Crash), false) = (domain.shutdown, domain.dying) {
+            xl.destroy(domain.domid)?.wait()?;
+        }
+    }
+    Ok(())
+}
+
+/// A command's options, wherever they stand, and its other words.
+struct Options {
+    flags: Vec<(char, String)>,
+    words: Vec<String>,
+}
+
+impl Options {
+    /// As getopt_long: a letter of `flags` that has a colon behind it takes a value.
+    fn parse(arguments: &[String], flags: &str, long: &[(&str, char)]) -> Result<Options, Failure> {
+        let mut options = Options { flags: Vec::new(), words: Vec::new() };
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            let letters: Vec<char> = match (argument.strip_prefix("--"), argument.strip_prefix('-')) {
+                (Some(name), _) => long.iter().filter(|(known, _)| *known == name).map(|(_, c)| *c).collect(),
+                (None, Some(letters)) if !letters.is_empty() => letters.chars().collect(),
+                _ => {
+                    options.words.push(argument.clone());
+                    continue;
+                }
+            };
+            let known = |letter: &char| *letter != ':' && flags.contains(*letter);
+            if letters.is_empty() || !letters.iter().all(known) {
+                return Err(Failure(2, format!("option `{argument}' not supported.")));
+            }
+            for letter in letters {
+                let takes_value = flags.contains(&format!("{letter}:"));
+                let value =
+                    if takes_value { arguments.next().cloned().unwrap_or_default() } else { String::new() };
+                options.flags.push((letter, value));
+            }
+        }
+        Ok(options)
+    }
+
+    fn has(&self, letter: char) -> bool {
+        self.value(letter).is_some()
+    }
+
+    fn value(&self, letter: char) -> Option<&str> {
+        self.flags.iter().rev().find(|(flag, _)| *flag == letter).map(|(_, value)| value.as_str())
+    }
+
+    fn word(&self, number: usize) -> Result<&str, Failure> {
+        self.words.get(number).map(String::as_str).ok_or_else(|| Failure(2, "too few arguments".into()))
+    }
+}
+
+/// The domain of that number, which need not exist, or of that name.
+fn find(xl: &Context, word: &str) -> Result<Domid, Failure> {
+    if let Ok(domid) = word.parse() {
+        return Ok(domid);
+    }
+    match xl.find(word)? {
+        Some(domid) => Ok(domid),
+        None => fail(format!("{word} is an invalid domain identifier")),
+    }
+}
+
+fn list(xl: &Context, options: &Options) -> Done {
+    let Ok(domains) = xl.list() else { return fail("libxl_list_domain failed.") };
+    if !options.has('l') {
+        println!("Name                                        ID   Mem VCPUs\tState\tTime(s)");
+        for domain in domains {
+            let name = xl.name(domain.domid).unwrap_or_else(|| "(null)".into());
+            println!("{name:<40} {:>5}", domain.domid);
+        }
+        return Ok(());
+    }
+    let mut details = Vec::new();
+    for domain in domains {
+        // A domain that libxl has no configuration of is not shown.
+        let config = xl.configuration(domain.domid).and_then(Operation::wait);
+        if let Ok(config) = config {
+            let entry = [("domid", domain.domid.into()), ("config", config.into_json())];
+            details.push(Value::Object(entry.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()));
+        }
+    }
+    println!("{}", json_text(&Value::Array(details)));
+    Ok(())
+}
+
+fn domid(xl: &Context, options: &Options) -> Done {
+    match xl.find(options.word(0)?)? {
+        Some(domid) => println!("{domid}"),
+        None => return fail("Can't get domid of domain name, maybe this domain does not exist."),
+    }
+    Ok(())
+}
+
+/// JSON as libxl prints it. The scripts read it line by line, so that the order of keys counts: libxl's, for those that
+/// they look at.
+fn json_text(value: &Value) -> String {
+    let mut text = String::new();
+    write_json(&mut text, value, "\n");
+    text
+}
+
+/// `line` is the break that leads to the line on which the value begins, with its indentation.
+fn write_json(text: &mut String, value: &Value, line: &str) {
+    const ORDER: &[&str] = &["domid", "config", "c_info", "b_info", "type", "devid", "name", "uuid"];
+    let place = |key: &str| ORDER.iter().position(|known| *known == key).unwrap_or(ORDER.len());
+    let (open, close, parts): (char, char, Vec<(String, &Value)>) = match value {
+        Value::Object(object) => {
+            let mut members: Vec<_> = object.iter().collect();
+            members.sort_by_key(|(key, _)| place(key));
+            ('{', '}', members.into_iter().map(|(key, value)| (format!("\"{key}\": "), value)).collect())
+        }
+        Value::Array(elements) => ('[', ']', elements.iter().map(|value| (String::new(), value)).collect()),
+        plain => return text.push_str(&plain.to_string()),
+    };
+    text.push(open);
+    let inner = format!("{line}    ");
+    for (number, (key, part)) in parts.into_iter().enumerate() {
+        text.push_str(if number > 0 { "," } else { "" });
+        text.push_str(&inner);
+        text.push_str(&key);
+        write_json(text, part, &inner);
+    }
+    text.push_str(line);
+    text.push(close);
+}
+
+/// xl's lock, under which it takes memory from dom0 and builds a guest, on a host whose dom0 has no fixed memory. It is
+/// waited for without limit.
+fn lock_memory(xl: &Context) -> Result<Option<File>, Failure> {
+    if xl.version()?.commandline.contains("dom0_mem") {
+        return Ok(None);
+    }
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open("/var/lock/xl")?;
+    rustix::fs::fcntl_lock(&file, FlockOperation::LockExclusive).map_err(std::io::Error::from)?;
+    Ok(Some(file))
+}
+
+fn create(xl: &Context, options: &Options) -> Done {
+    let path = match options.value('f') {
+        Some(path) => path,
+        None => options.word(0)?,
+    };
+    let config = GuestConfig::read(Path::new(path), &XenHost::default()).map_err(|e| Failure(1, e.to_string()))?;
+    if options.has('n') {
+        println!("{}", json_text(&config.json));
+        return Ok(());
+    }
+    let lock = lock_memory(xl)?;
+    let config = DomainConfig::from_json(config.json)?;
+    // The exit code is libxl's error without its sign.
+    let failed = |e: xenlight::Error| Failure(3, e.to_string());
+    let domid = xl.create(&config).and_then(Operation::wait).map_err(failed)?;
+    drop(lock);
+    Ok(xl.unpause(domid)?.wait()?)
+}
+
+/// What stands at the start of an image.
+const MAGIC: &[u8; 32] = b"Xen saved domain, xl format\n \0 \r";
+
+fn restore(xl: &Context, options: &Options) -> Done {
+    let mut file = File::open(options.word(0)?)?;
+    let mut header = [0; 48];
+    file.read_exact(&mut header)?;
+    if header[..32] != *MAGIC {
+        return fail("File has wrong magic number - corrupt or for a different tool?");
+    }
+    let length = u32::from_ne_bytes([header[44], header[45], header[46], header[47]]);
+    let mut data = vec![0; length as usize];
+    file.read_exact(&mut data)?;
+    let text = data.get(4..).unwrap_or_default().split(|byte| *byte == 0).next().unwrap_or_default();
+    let config = DomainConfig::from_text(&String::from_utf8_lossy(text))?;
+    let lock = lock_memory(xl)?;
+    let domid = xl.restore(&config, file.into())?.wait()?;
+    drop(lock);
+    Ok(xl.unpause(domid)?.wait()?)
+}
+
+/// The configuration that a save or a migration sends along.
+fn configuration(xl: &Context, domid: Domid) -> Result<Value, Failure> {
+    let config = xl.configuration(domid).and_then(Operation::wait);
+    config.map(DomainConfig::into_json).map_err(|_| Failure(1, "unable to retrieve domain configuration".into()))
+}
+
+fn save(xl: &Context, options: &Options) -> Done {
+    let (domid, path) = (find(xl, options.word(0)?)?, options.word(1)?);
+    let config = match options.words.get(2) {
+        None => configuration(xl, domid)?,
+        Some(file) => GuestConfig::read(Path::new(file), &XenHost::default())
+            .map(|config| config.json)
+            .map_err(|_| Failure(1, "unable to read overridden config file".into()))?,
+    };
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    let text = config.to_string();
+    let length = u32::try_from(text.len() + 1).map_err(|_| Failure(1, "too long".into()))?;
+    let mut header = MAGIC.to_vec();
+    for word in [0x0102_0304, 3, 0, length + 4, length] {
+        header.extend(u32::to_ne_bytes(word));
+    }
+    header.extend(text.as_bytes());
+    header.push(0);
+    file.write_all(&header)?;
+    if let Err(error) = xl.save(domid, file.into(), SaveFlags::default()).and_then(Operation::wait) {
+        eprintln!("Failed to save domain, resuming domain");
+        let _ = xl.resume(domid, true).and_then(Operation::wait);
+        return Err(error.into());
+    }
+    let _ = xl.destroy(domid).and_then(Operation::wait);
+    Ok(())
+}
+
+/// A migration whose connection breaks when the other host has been told to let the guest run: nobody knows whether
+/// it does. It is the one of interest; there is no other host.
+fn migrate(xl: &Context, options: &Options) -> Done {
+    let (domid, _host) = (find(xl, options.word(0)?)?, options.word(1)?);
+    configuration(xl, domid)?;
+    let stream = OpenOptions::new().write(true).open("/dev/null")?;
+    xl.save(domid, stream.into(), SaveFlags { live: true, debug: false })?.wait()?;
+    if let Some(name) = xl.name(domid) {
+        xl.rename(domid, Some(&name), &format!("{name}--migratedaway"))?;
+    }
+    fail("** Migration failed during final handshake **\nDomain state is now undefined !")
+}
+
+/// Asks one guest; with `all`, one guest after the other. The first that can't be asked ends it.
+fn shutdown(xl: &Context, options: &Options) -> Done {
+    let domains = if options.has('a') {
+        let Ok(mut domains) = xl.list() else { return fail("libxl_list_domain failed.") };
+        domains.retain(|domain| domain.domid != 0 && !domain.never_stop);
+        domains.into_iter().map(|domain| domain.domid).collect()
+    } else {
+        vec![find(xl, options.word(0)?)?]
+    };
+    let events = xl.domain_events();
+    for domid in &domains {
+        eprintln!("Shutting down domain {domid}");
+        let uuid = xl.info(*domid).map(|info| info.uuid).unwrap_or_default();
+        match xl.shutdown(*domid).and_then(Operation::wait) {
+            Err(e) if e.code() == Some(ErrorCode::NoParavirt) && options.has('F') => {
+                xl.trigger(*domid, Trigger::Power, 0)?.wait()?;
+            }
+            asked => asked?,
+        }
+        if options.has('w') {
+            events.watch(*domid, uuid)?;
+        }
+    }
+    let mut waiting: HashSet<Domid> = domains.into_iter().filter(|_| options.has('w')).collect();
+    while !waiting.is_empty() {
+        if let Some(event) = events.next_until(None)? {
+            waiting.remove(&event.domid);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_is_laid_out_as_the_scripts_expect_it() {
+        let domain = json!({"config": {"c_info": {"name": "web", "type": "pv", "uuid": "u"}}, "domid": 1});
+        let expected = r#"[
+    {
+        "domid": 1,
+        "config": {
+            "c_info": {
+                "type": "pv",
+                "name": "web",
+                "uuid": "u"
+            }
+        }
+    }
+]"#;
+        assert_eq!(json_text(&json!([domain])), expected);
+    }
+
+    #[test]
+    fn options_stand_anywhere() {
+        let parse = |line: &str| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            Options::parse(&words, "qnf:w", &[("quiet", 'q'), ("defconfig", 'f'), ("wait", 'w')])
+        };
+        let Ok(options) = parse("1 --wait -qn --defconfig file") else { panic!("it is known") };
+        assert!(options.has('w') && options.has('q') && options.has('n') && !options.has('x'));
+        assert_eq!((options.words, options.flags.last()), (vec!["1".to_owned()], Some(&('f', "file".to_owned()))));
+        assert!(parse("--halt").is_err_and(|failure| failure.0 == 2));
+    }
+}

@@ -334,10 +334,15 @@ impl<'a> Start<'a> {
     }
 
     /// Builds a guest, and tries again after a failure that may pass. Each is said.
-    fn build(&self, guest: &str, attempt: impl Fn() -> Result<Domid, Error>) -> Result<Domid, String> {
+    fn build(
+        &self,
+        guest: &str,
+        attempt: impl Fn(Option<Instant>) -> Result<Domid, Error>,
+    ) -> Result<Domid, String> {
         let mut retries = RETRIES;
         loop {
-            let error = match attempt() {
+            let limit = self.run.settings.start_maxwait.value;
+            let error = match attempt(limit.and_then(|limit| Instant::now().checked_add(limit))) {
                 Ok(domid) => return Ok(domid),
                 Err(error) => error,
             };
@@ -387,7 +392,7 @@ impl<'a> Start<'a> {
         }
         self.run.xen_host.before_creation(&mut image.config).map_err(|error| error.to_string())?;
         let building = begin_building(self.run, image.uuid, Some(&image)).map_err(|error| self.no_note(&error))?;
-        let restore = || self.run.toolstack.restore(&image, None, &self.note(&image.name));
+        let restore = |limit| self.run.toolstack.restore(&image, limit, &self.note(&image.name));
         let domid = self.build(&image.name, restore).inspect_err(|_| self.look_at_disks_again(&image))?;
         if let Some(consumed) = self.let_run(domid, Some(image))? {
             // It will never be restored again, whether it can be removed or not.
@@ -492,7 +497,7 @@ impl<'a> Start<'a> {
         let mut guest = guest.clone();
         self.run.xen_host.before_creation(&mut guest.json).map_err(|error| error.to_string())?;
         let building = begin_building(self.run, guest.uuid, None).map_err(|error| self.no_note(&error))?;
-        let create = || self.run.toolstack.create(&guest, None, &self.note(&guest.name));
+        let create = |limit| self.run.toolstack.create(&guest, limit, &self.note(&guest.name));
         let domid = self.build(&guest.name, create)?;
         if let Some(aside) = self.let_run(domid, unwanted)? {
             let why = "its guest was started without it, because RESTORE is not true";

@@ -90,6 +90,8 @@ pub struct Settings {
     pub auto_only: Setting<bool>,
     /// `XENDOMAINS_STOP_MAXWAIT`: the limit of each step of stopping a guest; `None` for no limit.
     pub stop_maxwait: Setting<Option<Duration>>,
+    /// `XENDOMAINS_START_MAXWAIT`: the limit of each restore and each creation; `None` for no limit.
+    pub start_maxwait: Setting<Option<Duration>>,
     /// `XENDOMAINS_START_JOBS`: guests restored or created at once; `None` for [`DEFAULT_RESTORE_JOBS`] and
     /// [`DEFAULT_CREATE_JOBS`].
     pub start_jobs: Setting<Option<NonZeroUsize>>,
@@ -217,6 +219,7 @@ mod tests {
         assert_eq!(settings.auto.value.as_deref(), Some(Path::new("/etc/xen/auto")));
         assert!(!settings.auto_only.value);
         assert_eq!(settings.stop_maxwait.value, Some(Duration::from_secs(300)));
+        assert_eq!(settings.start_maxwait.value, Some(Duration::from_secs(600)));
         assert_eq!(settings.start_jobs.value, None);
         assert_eq!(settings.save_jobs.value.get(), 2);
         assert_eq!(settings.stop_timeout.value, None);
@@ -235,7 +238,8 @@ mod tests {
              XENDOMAINS_SAVE=/srv/save\nXENDOMAINS_SHUTDOWN=--wait\nXENDOMAINS_SHUTDOWN_ALL=\"\"\nXENDOMAINS_RESTORE=false\n\
              XENDOMAINS_AUTO=''\nXENDOMAINS_AUTO_ONLY=true\nXENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_START_JOBS=3\n\
              XENDOMAINS_SAVE_JOBS=5\nXENDOMAINS_MIGRATE_JOBS=6\nXENDOMAINS_STOP_TIMEOUT=90\nXENDOMAINS_DESTROY=true\n\
-             XENDOMAINS_RESTORE_FAILED=start\nXENDOMAINS_TOOLSTACK=xm\nXENDOMAINS_DEVICE_WAIT=7\n",
+             XENDOMAINS_RESTORE_FAILED=start\nXENDOMAINS_TOOLSTACK=xm\nXENDOMAINS_DEVICE_WAIT=7\n\
+             XENDOMAINS_START_MAXWAIT=8\n",
         );
         let file = |line| Origin::File(Path::new("/etc/default/xendomains").into(), line);
         assert_eq!(settings.sysrq.value, ['s', 'e', 'i', 'u', 'o']);
@@ -258,6 +262,7 @@ mod tests {
         assert_eq!(settings.restore_failed.value, RestoreFailed::Start);
         assert_eq!(settings.toolstack.value, ToolstackChoice::Xm);
         assert_eq!(settings.device_wait.value, Duration::from_secs(7));
+        assert_eq!(settings.start_maxwait.value, Some(Duration::from_secs(8)));
         assert_eq!(settings.device_wait.origin.to_string(), "/etc/default/xendomains:19");
     }
 

@@ -159,7 +159,12 @@ impl NewImage {
             let _ = change::remove(&replaced.path);
         }
         let record = RecordFile { path: self.record.path.clone(), record: self.record.record.clone() };
-        Ok(Saved { image: Image { path: target, ..image }, record, sound: true, _lock: Arc::clone(&self.file) })
+        Ok(Saved {
+            image: Image { path: target, ..image },
+            record,
+            sound: true,
+            _lock: SaveLock(Arc::clone(&self.file)),
+        })
     }
 
     /// The guest could not be resumed: keeps what proves that it was this save that has suspended it, so that it can be
@@ -172,6 +177,7 @@ impl NewImage {
             Stage::Begun => change::remove(&self.path),
             Stage::Suspended(_) | Stage::Destroyed(_) => change::empty(&self.file),
         };
+        unlock(&self.file);
     }
 }
 
@@ -195,7 +201,23 @@ pub struct Saved {
     record: RecordFile,
     /// The disks are still as they were recorded.
     sound: bool,
-    _lock: Arc<File>,
+    _lock: SaveLock,
+}
+
+/// What keeps others from taking the image for the remains of a save.
+#[derive(Debug)]
+struct SaveLock(Arc<File>);
+
+impl Drop for SaveLock {
+    fn drop(&mut self) {
+        unlock(&self.0);
+    }
+}
+
+/// Gives the lock of a save back. Closing the file would do, were there no child process that has just been forked and
+/// has it open too.
+fn unlock(file: &File) {
+    let _ = flock(file, FlockOperation::Unlock);
 }
 
 impl Saved {
@@ -203,7 +225,7 @@ impl Saved {
     pub(super) fn found(image: Image, record: RecordFile, lock: File) -> Self {
         // Disks that somebody else has written to meanwhile are not recorded a second time as if that were right.
         let sound = !matches!(recorded(&record.record.stage), Verdict::Stale(_));
-        Self { image, record, sound, _lock: Arc::new(lock) }
+        Self { image, record, sound, _lock: SaveLock(Arc::new(lock)) }
     }
 
     /// The image.

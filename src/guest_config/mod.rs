@@ -7,6 +7,8 @@
 //! - `syntax`: the grammar
 //! - `keys`: typed access with xl's rules for warnings and errors
 //! - `table`: every key of xl, and what becomes of it; `rules`: the keys that need more than a line in the table
+//! - `disk`, `vif`, `cpuid`, `vnuma`, `resources`, `affinity` (with `cpu_set`): keys with a language of their own;
+//!   `scan`: numbers inside of them
 //! - [`auto`]: the directory of guests to start at boot
 
 mod affinity;

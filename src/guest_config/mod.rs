@@ -8,6 +8,8 @@
 //! - `keys`: typed access with xl's rules for warnings and errors
 //! - `table`: every key of xl, and what becomes of it; `rules`: the keys that need more than a line in the table
 //! - `devices`: the keys that describe devices; `disk`, `vif`, `pci` and others: the languages of their items
+//! - `cpuid`, `vnuma`, `resources`, `affinity` (with `cpu_set`): other keys with a language of their own; `scan`: numbers
+//!   inside of them
 //! - [`auto`]: the directory of guests to start at boot
 
 mod affinity;

@@ -472,3 +472,32 @@ fn guests_of_one_order_stop_before_those_of_the_next_begin() {
     };
     assert!(made("libxl_domain_destroy", "web") < made("libxl_domain_shutdown", "dns"), "{calls}");
 }
+
+#[test]
+fn guests_are_kept_to_the_cpus_of_xl_conf_when_they_are_made_and_when_they_come_back() {
+    let dom0 = Dom0::new(json!([]), "");
+    dom0.control.host(json!({"cpus": 4, "nodes": 2}));
+    let at = |name: &str| dom0.directory.path().join(name);
+    let conf = |text: &str| fs::write(at("xl.conf"), text).expect("a file");
+    conf("vm.hvm.cpumask = \"node:1\"\n");
+    dom0.auto("web");
+    let text = fs::read_to_string(at("auto/web")).expect("a file") + "vcpus = 1\n";
+    fs::write(at("auto/web"), text).expect("a file");
+    let made = |call: &str| {
+        let state = dom0.control.state();
+        let calls = state["calls"].as_array().expect("calls");
+        let call = calls.iter().rfind(|made| made["call"] == call).unwrap_or_else(|| panic!("{call}: {calls:?}"));
+        let config = &call["args"]["config"];
+        (config["b_info"]["vcpu_hard_affinity"].clone(), config["c_info"]["domid"].clone())
+    };
+    let start = dom0.run("start");
+    assert_eq!(start.code, 0, "{}", start.said);
+    assert_eq!(made("libxl_domain_create_new"), (json!([[2, 3]]), Value::Null));
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 0, "{}", stop.said);
+    conf("vm.hvm.cpumask = \"3\"\ndomid_policy = \"random\"\n");
+    let start = dom0.run("start");
+    assert_eq!(start.code, 0, "{}", start.said);
+    assert_eq!(made("libxl_domain_create_restore"), (json!([[3]]), json!(4_294_967_294_u32)));
+    dom0.expect_sound();
+}

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use xl_differential::answer::{self, Answer, Verdict};
-use xl_differential::corpus::{self, Kind};
+use xl_differential::corpus;
+use xtask::lab::quote;
 
 use crate::bench::{Bench, PROGRAM};
 
@@ -18,7 +19,7 @@ const ASK: &str = r#"
 cd /var/tmp/configs
 xl=$(ls /usr/lib/xen-*/bin/xl | head -n 1)
 rm -f /etc/xen/xl.conf
-for file in */*/*.cfg; do
+for file in $files; do
     conf=${file%.cfg}.xl.conf
     [ ! -e "$conf" ] || cp "$conf" /etc/xen/xl.conf
     "$xl" create -q -n "$file" >"$file.xl" 2>"$file.xl.error" </dev/null; echo $? >"$file.xl.code"
@@ -27,23 +28,47 @@ for file in */*/*.cfg; do
 done
 "#;
 
-/// `xl create -n` and `config` mean the same by every file of the corpus.
+/// `xl create -n` and `config` mean the same by every file that both take.
+pub fn accepted_configs_are_read_as_xl_reads_them(bench: &Bench<'_>) -> Result<()> {
+    let (same, all) = compare(bench, &["accepted"], |verdict| matches!(verdict, Verdict::Same))?;
+    ensure!(same * 10 > all * 9, "only {same} of {all} files are taken by both");
+    Ok(())
+}
+
+/// What xl refuses is refused by `config`.
+pub fn refused_configs_are_read_as_xl_reads_them(bench: &Bench<'_>) -> Result<()> {
+    let refused = |verdict: &Verdict| matches!(verdict, Verdict::BothRefuse(_) | Verdict::Stricter(_));
+    let (refused, all) = compare(bench, &["refused", "stricter"], refused)?;
+    ensure!(refused * 10 > all * 9, "only {refused} of {all} files are refused by both");
+    // They would be too where the two do nothing at all.
+    bench.ok(&format!("xl create -q -n {REMOTE}/accepted/types/pv.cfg"))?;
+    bench.xendomains(&format!("config {REMOTE}/accepted/types/pv.cfg"), 0)?;
+    Ok(())
+}
+
+/// Has both read the files of some directories of the corpus, and compares what they say. Gives how many verdicts are
+/// as they mostly should be, and how many there are.
 ///
-/// Which they take depends on the host's CPUs, so it is not asked whether a file is in the right directory, only that
-/// nearly all of those that can be taken are.
-pub fn configs_are_read_as_xl_reads_them(bench: &Bench<'_>) -> Result<()> {
+/// Which files xl takes depends on the host's CPUs, so a file may be in the wrong directory for this host.
+fn compare(
+    bench: &Bench<'_>,
+    directories: &[&str],
+    as_expected: impl Fn(&Verdict) -> bool,
+) -> Result<(usize, usize)> {
     let root = corpus::directory(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
-    let configs = corpus::read(&root)?;
+    let mut configs = corpus::read(&root)?;
+    configs.retain(|config| directories.iter().any(|directory| Path::new(&config.name).starts_with(directory)));
     bench.push_directory(&root, REMOTE)?;
-    bench.ok(&format!("program={PROGRAM}{ASK}"))?;
+    let files: Vec<_> = directories.iter().map(|directory| format!("{directory}/*/*.cfg")).collect();
+    bench.ok(&format!("program={PROGRAM}; files={}{ASK}", quote(&files.join(" "))))?;
     let answers = tempfile::tempdir().context("make a directory")?;
     bench.pull_directory(REMOTE, answers.path())?;
-    let (mut same, mut wrong) = (0, Vec::new());
+    let (mut expected, mut wrong) = (0, Vec::new());
     for config in &configs {
         let text = fs::read(&config.path).with_context(|| format!("read {}", config.path.display()))?;
         let file = answers.path().join(&config.name);
         let verdict = answer::compare(&text, &read(&file, "xl")?, &read(&file, "ours")?);
-        same += usize::from(matches!(verdict, Verdict::Same));
+        expected += usize::from(as_expected(&verdict));
         if let Err(differences) = corpus::check(config.kind, false, &verdict) {
             wrong.extend(differences.to_string().lines().map(|line| format!("{}: {line}", config.name)));
         }
@@ -51,9 +76,7 @@ pub fn configs_are_read_as_xl_reads_them(bench: &Bench<'_>) -> Result<()> {
     if !wrong.is_empty() {
         bail!("xl and we differ:\n{}", wrong.join("\n"));
     }
-    let accepted = configs.iter().filter(|config| config.kind == Kind::Accepted).count();
-    ensure!(same * 10 > accepted * 9, "only {same} of {accepted} files are taken by both");
-    Ok(())
+    Ok((expected, configs.len()))
 }
 
 /// What one of the two has said of a file.

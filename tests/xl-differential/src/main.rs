@@ -31,7 +31,7 @@ use xl::Xl;
 const RANDOM: usize = 3000;
 
 /// Random files that differ are shown up to this many for each release; the others are only kept.
-const SHOWN: usize = 4000;
+const SHOWN: usize = 40;
 
 /// xl's key for the form of what it prints; we read only one.
 const OF_PRINTING: &str = "output_format";
@@ -209,11 +209,14 @@ impl Outcome {
                 }
             }
         }
-        for deviation in stricter::ALL.iter().filter(|d| !self.stricter.contains(&(d.key, d.message))) {
-            missing.push(format!(
-                "{} \"{}\": no config in `stricter` is refused so",
-                deviation.key, deviation.message
-            ));
+        // An older release does not read all of those keys.
+        if releases.last() == Release::ALL.last() {
+            for deviation in stricter::ALL.iter().filter(|d| !self.stricter.contains(&(d.key, d.message))) {
+                missing.push(format!(
+                    "{} \"{}\": no config in `stricter` is refused so",
+                    deviation.key, deviation.message
+                ));
+            }
         }
         for line in missing {
             println!("{line}");

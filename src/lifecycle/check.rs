@@ -1,11 +1,9 @@
 //! check: what start and stop would find wrong, without touching anything.
 
-use std::time::SystemTime;
-
 use super::directories::{auto_guests, images};
-use super::status::duration;
+use super::status::{age, duration, fate};
 use crate::guest_config::{GuestConfig, XenHost};
-use crate::image::Image;
+use crate::image::{Image, Verdict};
 use crate::needs;
 use crate::report::Reporter;
 use crate::settings::Settings;
@@ -18,7 +16,7 @@ pub fn check(settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Re
     found.messages.tell(report);
 
     let found = images(settings.save.value.as_deref());
-    found.images.iter().for_each(|image| report.note(&describe_image(image)));
+    found.images.iter().for_each(|image| check_image(image, report));
     found.messages.tell(report);
     for path in &found.superseded {
         report.warn(&format!("{}: an older image of a guest that has a newer one", path.display()));
@@ -61,12 +59,19 @@ fn describe_guest(guest: &GuestConfig) -> String {
     format!("{}: guest {} ({})", guest.path.display(), guest.name, parts.join(", "))
 }
 
-fn describe_image(image: &Image) -> String {
+/// Says what an image is, and what start would do with it.
+fn check_image(image: &Image, report: &Reporter) {
     let size = image.size.div_ceil(1 << 20);
-    // An image from the future tells of a wrong clock; its age is then nothing to go by.
-    let age = SystemTime::now().duration_since(image.mtime);
-    let age = age.map_or("in the future".to_owned(), |age| format!("{} ago", duration(age)));
-    format!("{}: image of {} ({size} MiB, saved {age})", image.path.display(), image.name)
+    let age = age(image).map_or("in the future".to_owned(), |age| format!("{} ago", duration(age)));
+    let path = image.path.display();
+    report.note(&format!("{path}: image of {} ({size} MiB, saved {age})", image.name));
+    let verdict = image.verdict();
+    let is_doubtful = matches!(verdict, Verdict::Stale(_) | Verdict::DiskMissing(_));
+    match fate(verdict) {
+        (fate, Some(why)) if is_doubtful => report.warn(&format!("{path}: start would {fate} it: {why}")),
+        (fate, Some(what)) => report.note(&format!("{path}: start would {fate} it, but {what}")),
+        (_, None) => {}
+    }
 }
 
 #[cfg(test)]

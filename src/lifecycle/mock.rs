@@ -128,6 +128,15 @@ impl Mock {
         self.with(|world| world.faults.insert(call.to_owned(), fault));
     }
 
+    pub(super) fn get(&self, domid: Domid) -> Domain {
+        self.with(|world| world.domains.iter().find(|domain| domain.domid == domid).cloned().expect("known"))
+    }
+
+    pub(super) fn get_by_name(&self, name: &str) -> Domain {
+        let is_it = |domain: &&Domain| domain.name.as_deref() == Some(name);
+        self.with(|world| world.domains.iter().find(is_it).cloned().expect("known"))
+    }
+
     pub(super) fn configure(&self, name: &str, configuration: Value) {
         self.with(|world| world.configurations.insert(name.to_owned(), configuration));
     }
@@ -355,7 +364,7 @@ impl Toolstack for Arc<Mock> {
     }
 }
 
-fn write_image(target: &mut NewImage, domain: &Domain) {
+pub(super) fn write_image(target: &mut NewImage, domain: &Domain) {
     let config = json!({"c_info": {"type": "pvh", "name": domain.name, "uuid": domain.uuid}});
     target.write_header(&config).expect("writable");
     // The shortest stream of libxl: its header and its END record.
@@ -365,7 +374,7 @@ fn write_image(target: &mut NewImage, domain: &Domain) {
 /// A machine in a directory with a mock, and what was said and slept on it.
 pub(super) struct Bench {
     dir: tempfile::TempDir,
-    host: Host,
+    pub(super) host: Host,
     pub(super) toolstack: Mock,
     pub(super) settings: String,
     out: Buffer,

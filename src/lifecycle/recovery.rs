@@ -167,3 +167,113 @@ fn put_back(run: &Run<'_>, save: &Path, number: u64) {
         Err(error) => run.report.error(&error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::mock::{Bench, uuid_of, write_image};
+    use super::*;
+    use crate::image::{Guest, NewImage};
+    use crate::report::Exit;
+
+    const SUSPENDED: State = State::Shutdown(ShutdownReason::Suspend);
+
+    /// A guest in the middle of its save: suspended, with its image written and not yet in its place.
+    fn being_saved(bench: &Bench, name: &str) -> NewImage {
+        let domid = bench.toolstack.domain(name, SUSPENDED);
+        let boot_id = bench.host.boot_id().expect("a boot id");
+        let guest = Guest { name: name.to_owned(), uuid: uuid_of(name), domid, boot_id };
+        let directory = SaveDirectory::open(&bench.path("save")).expect("directory");
+        let mut image = directory.begin(&guest, 4096).expect("room");
+        let domain = bench.toolstack.get(domid);
+        write_image(&mut image, &domain);
+        image
+    }
+
+    #[test]
+    fn a_guest_whose_save_was_killed_runs_on() {
+        for command in ["start", "stop"] {
+            let bench = Bench::new();
+            being_saved(&bench, "web").guest_stays_suspended();
+            let exit = if command == "start" { bench.start() } else { bench.stop() };
+            assert_eq!(exit, Exit::Done, "{}", bench.err());
+            assert!(bench.err().contains("web: resumed; an earlier stop was killed"), "{}", bench.err());
+            match command {
+                "start" => assert_eq!(bench.toolstack.left(), ["web Running"]),
+                _ => assert_eq!(bench.toolstack.calls(), ["resume web", "save web", "destroy web"]),
+            }
+        }
+    }
+
+    #[test]
+    fn the_remains_of_a_guest_whose_save_was_complete_make_way_for_its_image() {
+        for command in ["start", "stop"] {
+            let bench = Bench::new();
+            drop(being_saved(&bench, "web").commit().expect("whole"));
+            let exit = if command == "start" { bench.start() } else { bench.stop() };
+            assert_eq!(exit, Exit::Done, "{}", bench.err());
+            match command {
+                "start" => {
+                    assert_eq!(bench.toolstack.calls(), ["destroy web", "restore web", "unpause web"]);
+                    assert_eq!(bench.saved(), [""; 0]);
+                }
+                _ => {
+                    assert_eq!(bench.toolstack.calls(), ["destroy web"]);
+                    assert_eq!(bench.saved(), ["web"]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_that_somebody_else_saves_is_left_alone() {
+        let bench = Bench::new();
+        being_saved(&bench, "web").guest_stays_suspended();
+        let process = bench.host.processes.join("4711");
+        fs::create_dir_all(&process).expect("directory");
+        let domid = bench.toolstack.get_by_name("web").domid;
+        let command = format!("/usr/lib/xen/bin/libxl-save-helper\0--save-domain\0{domid}\0");
+        fs::write(process.join("cmdline"), command).expect("write");
+        bench.start();
+        assert_eq!(bench.toolstack.calls(), [""; 0]);
+        assert!(bench.err().contains("web: it is being saved by another process"), "{}", bench.err());
+    }
+
+    #[test]
+    fn a_guest_that_was_being_built_is_removed_and_started_anew() {
+        // Killed before the image was taken out of the way, and after.
+        for consumed in [false, true] {
+            let bench = Bench::new();
+            bench.image("web");
+            bench.auto("db", "db");
+            let image = Image::open(&bench.path("save/web")).expect("an image");
+            bench.run(|run| {
+                std::mem::forget(begin_building(run, uuid_of("web"), Some(&image)).expect("a note"));
+                std::mem::forget(begin_building(run, uuid_of("db"), None).expect("a note"));
+            });
+            if consumed {
+                image.consume().map(drop).expect("renamed");
+            }
+            for name in ["web", "db"] {
+                let domid = bench.toolstack.domain(name, State::Paused);
+                bench.toolstack.change(domid, |domain| domain.cpu_time = std::time::Duration::ZERO);
+            }
+            assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+            assert_eq!(bench.toolstack.left(), ["db Running", "web Running"]);
+            assert_eq!(bench.toolstack.calls_of("web"), ["destroy web", "restore web", "unpause web"]);
+            assert_eq!(bench.saved(), [""; 0]);
+            assert_eq!(bench.out().contains("put back"), consumed, "{}", bench.out());
+            assert_eq!(fs::read_dir(&bench.host.run_dir).expect("notes").count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_has_run_is_nobodys_half_built_one() {
+        let bench = Bench::new();
+        bench.run(|run| std::mem::forget(begin_building(run, uuid_of("web"), None).expect("a note")));
+        // The mock's guests have used CPU time.
+        bench.toolstack.domain("web", State::Paused);
+        bench.start();
+        assert_eq!(bench.toolstack.left(), ["web Paused"]);
+        assert_eq!(fs::read_dir(&bench.host.run_dir).expect("notes").count(), 0);
+    }
+}

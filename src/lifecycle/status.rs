@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::directories::{Messages, auto_guests, images};
 use super::{Identity, is_alive, state_word};
 use crate::guest_config::XenHost;
+use crate::image::{Image, Verdict};
 use crate::report::{Exit, Reporter, one_line};
 use crate::settings::Settings;
 use crate::toolstack::{Domain, Error, Toolstack};
@@ -53,6 +54,13 @@ struct Guest {
     auto_file: Option<String>,
     /// The saved image that waits to be restored.
     image: Option<String>,
+    image_bytes: Option<u64>,
+    /// How long ago it was written; null when that is in the future.
+    image_age_seconds: Option<u64>,
+    /// What start would do with it: `restore`, `set aside` because it is stale, or `keep` because a disk is not there.
+    image_fate: Option<&'static str>,
+    /// Why it would not be restored, or what of it can't be looked at.
+    image_reason: Option<String>,
     #[serde(skip)]
     alive: bool,
 }
@@ -99,7 +107,12 @@ impl Overview {
         let found = images(settings.save.value.as_deref());
         self.take(&found.messages, report);
         for image in found.images {
-            self.find_or_add(&Identity::of_image(&image)).image = Some(shown(&image.path));
+            let guest = self.find_or_add(&Identity::of_image(&image));
+            guest.image = Some(shown(&image.path));
+            guest.image_bytes = Some(image.size);
+            guest.image_age_seconds = age(&image).map(|age| age.as_secs());
+            let (fate, reason) = fate(image.verdict());
+            (guest.image_fate, guest.image_reason) = (Some(fate), reason);
         }
     }
 
@@ -177,6 +190,10 @@ impl Guest {
             auto: false,
             auto_file: None,
             image: None,
+            image_bytes: None,
+            image_age_seconds: None,
+            image_fate: None,
+            image_reason: None,
             alive: is_alive(domain),
         }
     }
@@ -195,6 +212,10 @@ impl Guest {
             auto: false,
             auto_file: None,
             image: None,
+            image_bytes: None,
+            image_age_seconds: None,
+            image_fate: None,
+            image_reason: None,
             alive: false,
         }
     }
@@ -218,7 +239,10 @@ impl Guest {
             or_dash(self.vcpus, |vcpus| vcpus.to_string()),
             or_dash(self.uptime_seconds, |seconds| duration(Duration::from_secs(seconds))),
             if self.auto { "yes" } else { "no" }.to_owned(),
-            or_dash(self.image.as_deref(), one_line),
+            or_dash(self.image.as_deref(), |path| match (self.image_fate, &self.image_reason) {
+                (Some(RESTORE) | None, _) | (_, None) => one_line(path),
+                (Some(fate), Some(reason)) => one_line(&format!("{path} (start would {fate} it: {reason})")),
+            }),
         ]
     }
 }
@@ -226,6 +250,23 @@ impl Guest {
 /// JSON has no other text than Unicode.
 fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+const RESTORE: &str = "restore";
+
+/// What start would do with an image of this verdict, and why or in spite of what.
+pub(super) fn fate(verdict: Verdict) -> (&'static str, Option<String>) {
+    match verdict {
+        Verdict::Fresh => (RESTORE, None),
+        Verdict::Unknown(what) => (RESTORE, Some(what)),
+        Verdict::Stale(why) => ("set aside", Some(why)),
+        Verdict::DiskMissing(what) => ("keep", Some(what)),
+    }
+}
+
+/// How long ago an image was written. One from the future tells of a wrong clock; its age is then nothing to go by.
+pub(super) fn age(image: &Image) -> Option<Duration> {
+    SystemTime::now().duration_since(image.mtime).ok()
 }
 
 /// A time for people, as in `3d 4:05:06`.
@@ -293,6 +334,10 @@ mod tests {
                 "auto": true,
                 "auto_file": bench.path("auto/web.cfg"),
                 "image": null,
+                "image_bytes": null,
+                "image_age_seconds": null,
+                "image_fate": null,
+                "image_reason": null,
             }],
         });
         assert_eq!(json, expected);

@@ -13,6 +13,9 @@
 //! | 7. the domain is destroyed | none | the same | – | restore the image; its disks may have been closed after they were recorded |
 //! | 8. the record is written again: *destroyed* | none | the same | – | restore the image |
 //!
+//! A domain that was being destroyed has lost its name already, and can't be resumed any more: a `Husk` is recognised
+//! without one.
+//!
 //! If a step fails, the program itself resumes the guest and then removes the record and the temporary file. After a
 //! crash between the two the guest runs, and both are removed as after step 2. If the guest can't be resumed, it stays a
 //! `Victim`, as after step 3 or 4.

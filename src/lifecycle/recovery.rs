@@ -46,7 +46,7 @@ pub(super) fn recover(run: &Run<'_>) -> Result<Vec<Domain>, Error> {
     };
     let mut changed = forget_builds(run, &domains, save);
     if let Some(directory) = &directory {
-        for domain in domains.iter().filter(|domain| is_suspended(domain)) {
+        for domain in domains.iter().filter(|domain| is_suspended(domain) || is_half_destroyed(domain)) {
             changed |= recover_saved(run, directory, domain);
         }
     }
@@ -61,6 +61,11 @@ fn is_suspended(domain: &Domain) -> bool {
     domain.is_manageable() && domain.state == State::Shutdown(ShutdownReason::Suspend)
 }
 
+/// A suspended guest that is being destroyed, or whose destroyer has died: its name goes first.
+fn is_half_destroyed(domain: &Domain) -> bool {
+    domain.domid != 0 && domain.name.is_none() && domain.state == State::Shutdown(ShutdownReason::Suspend)
+}
+
 /// A suspended guest: has a save of ours brought it there? Says whether something was done.
 fn recover_saved(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> bool {
     let guest = name(domain);
@@ -68,6 +73,9 @@ fn recover_saved(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> b
         .domain(domain)
         .map_err(|error| format!("the boot id: {error}"))
         .and_then(|domain| directory.left_behind(&domain).map_err(|error| error.to_string()));
+    if is_half_destroyed(domain) && !matches!(left, Ok(LeftBehind::Husk(_))) {
+        return false; // It can't be resumed any more, and whoever wants it gone is not us.
+    }
     let left = match left {
         Ok(LeftBehind::Victim | LeftBehind::Husk(_)) if run.host.is_being_saved(domain.domid) => {
             LeftBehind::BeingSaved
@@ -97,7 +105,7 @@ fn recover_saved(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> b
         },
         LeftBehind::Husk(saved) => match run.toolstack.destroy(domain.domid) {
             Ok(()) => {
-                let path = saved.image().path.clone();
+                let (guest, path) = (saved.image().name.clone(), saved.image().path.clone());
                 if let Err(error) = saved.destroyed() {
                     run.report.warn(&error.to_string());
                 }
@@ -107,6 +115,7 @@ fn recover_saved(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> b
                 true
             }
             Err(error) => {
+                let guest = &saved.image().name;
                 run.report
                     .error(&format!("{guest}: saved, but its suspended remains are there: {}", reason(&error)));
                 false
@@ -170,7 +179,7 @@ fn put_back(run: &Run<'_>, save: &Path, number: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mock::{Bench, uuid_of, write_image};
+    use super::super::mock::{Bench, Fault, uuid_of, write_image};
     use super::*;
     use crate::image::{Guest, NewImage};
     use crate::report::Exit;
@@ -275,5 +284,27 @@ mod tests {
         bench.start();
         assert_eq!(bench.toolstack.left(), ["web Paused"]);
         assert_eq!(fs::read_dir(&bench.host.run_dir).expect("notes").count(), 0);
+    }
+
+    #[test]
+    fn a_saved_guest_that_was_half_destroyed_is_destroyed_and_restored() {
+        let bench = Bench::new();
+        let web = bench.toolstack.domain("web", State::Running);
+        bench.toolstack.fault("destroy web", Fault::Fails);
+        assert_eq!(bench.stop(), Exit::Failed);
+        bench.toolstack.change(web, |domain| domain.name = None);
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert!(bench.out().contains("web: its image is complete"), "{}", bench.out());
+        assert_eq!(bench.toolstack.left(), ["web Running"]);
+        assert_eq!(bench.saved(), [""; 0]);
+    }
+
+    #[test]
+    fn a_half_destroyed_guest_that_we_have_not_saved_is_left_alone() {
+        let bench = Bench::new();
+        let web = bench.toolstack.domain("web", State::Shutdown(ShutdownReason::Suspend));
+        bench.toolstack.change(web, |domain| domain.name = None);
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.calls(), [""; 0]);
     }
 }

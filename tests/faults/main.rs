@@ -1,5 +1,7 @@
 //! The whole program over the fake libxl: what happens to guests when calls fail, stall or never come back.
 
+#[path = "../dom0/mod.rs"]
+mod dom0;
 mod memory;
 
 use std::fs;
@@ -74,42 +76,7 @@ impl Dom0 {
     /// With these running guests, and these lines in the settings file.
     fn new(guests: Value, settings: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let at = |name: &str| directory.path().join(name);
-        for (file, text) in [
-            ("type", "xen\n"),
-            ("uuid", "00000000-0000-0000-0000-000000000000\n"),
-            ("capabilities", "control_d\n"),
-            ("boot_id", "7c9a4a3e-2f0f-4c1b-9f67-0a3f4f0f6a01\n"),
-        ] {
-            fs::write(at(file), text).expect("a file");
-        }
-        for name in ["auto", "lock"] {
-            fs::create_dir(at(name)).expect("a directory");
-        }
-        let text = format!(
-            "XENDOMAINS_AUTO={}\nXENDOMAINS_SAVE={}\nXENDOMAINS_CREATE_USLEEP=0\n{settings}",
-            at("auto").display(),
-            at("save").display()
-        );
-        fs::write(at("settings"), text).expect("a file");
-        let host = Host {
-            settings_files: vec![at("settings")],
-            xl_conf: at("xl.conf"),
-            hypervisor: at("hypervisor"),
-            devices: at("devices"),
-            usr_lib: at("lib"),
-            hotplug_paths: at("hotplugpath.sh"),
-            hypervisor_type: at("type"),
-            hypervisor_uuid: at("uuid"),
-            xen_capabilities: at("capabilities"),
-            boot_id: at("boot_id"),
-            lock_file: at("lock/xendomains.lock"),
-            run_dir: at("run"),
-            processes: at("processes"),
-            subsys_dir: at("lock/subsys"),
-            lock_dir: at("lock"),
-            root: true,
-        };
+        let host = dom0::lay_out(directory.path(), settings);
         let path = fake_libxl::install(directory.path(), "4.17");
         let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
         let control = Control::open(&path);
@@ -140,9 +107,7 @@ impl Dom0 {
     }
 
     fn auto(&self, name: &str) {
-        let kernel = self.directory.path().join("type");
-        let text = format!("name = \"{name}\"\ntype = \"pvh\"\nkernel = \"{}\"\nmemory = 128\n", kernel.display());
-        fs::write(self.directory.path().join("auto").join(name), text).expect("a file");
+        dom0::add_guest(self.directory.path(), name, "");
     }
 
     fn save(&self) -> PathBuf {

@@ -99,6 +99,8 @@ fn unit(workspace: &Path) -> Result<Count> {
 }
 
 fn fake(workspace: &Path) -> Result<Count> {
+    // To kill the program at a system call.
+    packages::need(&[("strace", "strace")], &workspace.join("target/lab/logs/install.log"))?;
     // xenlight-sys has its integration tests in the next tier, because some of them need Xen's headers.
     cargo_test(workspace, &["--workspace", "--exclude", "xenlight-sys", "--no-fail-fast", "--test", "*"], &[])
 }

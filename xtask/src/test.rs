@@ -93,7 +93,9 @@ fn style(workspace: &Path) -> Result<Count> {
 }
 
 fn unit(workspace: &Path) -> Result<Count> {
-    let mut all = cargo_test(workspace, &["--workspace", "--lib", "--bins"], &[])?;
+    // The fuzz targets have libFuzzer's main function: as tests they would run for ever.
+    let crates = ["--workspace", "--exclude", "fuzz-targets", "--lib", "--bins"];
+    let mut all = cargo_test(workspace, &crates, &[])?;
     all += cargo_test(workspace, &["--workspace", "--doc"], &[])?;
     Ok(all)
 }

@@ -6,6 +6,7 @@
 //! `lab-tests --program FILE [--xen RELEASE] [FILTER…]`; the last line counts: `N passed, N failed`.
 
 mod bench;
+mod guests;
 mod scenarios;
 
 use std::path::{Path, PathBuf};

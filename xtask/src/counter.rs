@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::lab::{Host, console_log, quote};
 
 /// How long a guest may take to get somewhere, under emulation, before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The last count on a guest's console.
 ///

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::counter;
 use xtask::exec;
-use xtask::lab::{Host, Output, guest, quote};
+use xtask::lab::{Host, Output, console_log, guest, quote};
 
 /// Where the program is in dom0.
 pub const PROGRAM: &str = "/usr/sbin/xendomains";
@@ -185,6 +185,12 @@ impl<'h> Bench<'h> {
     /// All that a guest has written to its console.
     pub fn console(&self, name: &str) -> Result<String> {
         counter::console(self.host, name)
+    }
+
+    /// Waits until a guest has written such a line to its console.
+    pub fn wait_for_console(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        self.host.wait_for_line(&console_log(name), wanted, counter::PATIENCE)?;
+        Ok(())
     }
 
     /// Waits until a guest has counted to at least `count`.

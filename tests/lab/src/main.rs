@@ -8,6 +8,7 @@
 mod bench;
 mod configs;
 mod devices;
+mod guests;
 mod lifecycle;
 mod memory;
 mod pains;
@@ -50,7 +51,8 @@ fn arguments() -> Result<Arguments> {
 }
 
 /// All scenarios, in the order in which they are begun.
-const ALL: &[&[(&str, Scenario)]] = &[scenarios::ALL, lifecycle::ALL, devices::ALL, memory::ALL, pains::ALL];
+const ALL: &[&[(&str, Scenario)]] =
+    &[scenarios::ALL, guests::ALL, lifecycle::ALL, devices::ALL, memory::ALL, pains::ALL];
 
 /// Hosts at work at the same time. QEMU emulates each in one thread.
 const HOSTS: usize = 2;

@@ -17,7 +17,6 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("start_creates_stop_saves_start_restores", start_creates_stop_saves_start_restores),
     ("starting_twice_starts_nothing_twice", starting_twice_starts_nothing_twice),
     ("without_save_guests_are_shut_down", without_save_guests_are_shut_down),
-    ("guests_with_disk_and_network", guests_with_disk_and_network),
     ("pvh_guests_are_saved_and_restored", pvh_guests_are_saved_and_restored),
     ("our_image_is_restored_by_xl", our_image_is_restored_by_xl),
     ("an_image_of_xl_is_restored_by_us", an_image_of_xl_is_restored_by_us),
@@ -36,7 +35,8 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("not_root_and_not_xen", not_root_and_not_xen),
 ];
 
-const SAVE: &str = "/var/lib/xen/save";
+/// Where images go.
+pub const SAVE: &str = "/var/lib/xen/save";
 /// PV guests, which the emulator handles best. What is special to PVH has a scenario of its own.
 const TRIO: &[(&str, Kind, &str)] = &[("alpha", Kind::Pv, ""), ("beta", Kind::Pv, ""), ("gamma", Kind::Pv, "")];
 
@@ -109,23 +109,6 @@ fn without_save_guests_are_shut_down(bench: &Bench<'_>) -> Result<()> {
 }
 
 const MAC: &str = "00:16:3e:00:00:01";
-
-/// A guest with a disk and a network interface, seen from inside, and both there again after a restore.
-fn guests_with_disk_and_network(bench: &Bench<'_>) -> Result<()> {
-    bench.ok("truncate -s 16M /var/tmp/disk.img")?;
-    let more = format!("disk = [\"/var/tmp/disk.img,raw,xvda,w\"]\nvif = [\"bridge=xenbr0,mac={MAC}\"]\n");
-    bench.auto(&[("alpha", Kind::Pv, &more)])?;
-    bench.xendomains("start", 0)?;
-    bench.wait_for_tick("alpha", 1)?;
-    // 16 MiB in sectors of 512 bytes.
-    expect(&bench.console("alpha")?, &["alpha disk xvda 32768", &format!("alpha net eth0 {MAC}")])?;
-    bench.xendomains("stop", 0)?;
-    bench.expect_guests(&[])?;
-    let before = bench.ticks("alpha")?;
-    bench.xendomains("start", 0)?;
-    bench.expect_continued("alpha", before)?;
-    expect(&bench.ok("xl network-list alpha && xl block-list alpha")?, &[MAC, "51712"])
-}
 
 /// PVH: seen from inside, saved by us and restored by xl, saved by xl and restored by us.
 fn pvh_guests_are_saved_and_restored(bench: &Bench<'_>) -> Result<()> {

@@ -188,9 +188,19 @@ fn package_list(release: Release) -> String {
         format!("xen-utils-{release}"),
         "xen-utils-common".to_owned(),
         format!("xen-hypervisor-{release}-amd64"),
+        device_model(release).to_owned(),
     ];
     list.extend(PACKAGES.iter().map(|package| (*package).to_owned()));
     list.join(",")
+}
+
+/// The package with the QEMU that libxl starts, as disk backend and for HVM guests.
+fn device_model(release: Release) -> &'static str {
+    match release {
+        // Debian 11 has no QEMU for Xen alone.
+        Release::V4_14 => "qemu-system-x86",
+        Release::V4_17 | Release::V4_20 => "qemu-system-xen",
+    }
 }
 
 /// Builds everything in the folder `part`.

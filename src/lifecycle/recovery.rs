@@ -16,13 +16,16 @@ use super::{Run, name, reason};
 use crate::image::{self, Image, LeftBehind, SaveDirectory};
 use crate::toolstack::{Domain, Error, ShutdownReason, State};
 
-/// The note that a guest is being built. It goes when this is dropped.
+/// The note that a guest is being built. A build that fails leaves it there: should anything be left of the domain, the
+/// next start or stop removes that.
+#[must_use = "it is to be removed when the guest runs"]
 pub(super) struct Building(PathBuf);
 
-impl Drop for Building {
-    fn drop(&mut self) {
-        // If it stays, the guest runs or is gone, and the next start removes it.
-        let _ = fs::remove_file(&self.0);
+impl Building {
+    /// The guest runs.
+    pub(super) fn finished(self) {
+        // If it stays, the next start or stop sees that the guest has run, and removes it.
+        let _ = fs::remove_file(self.0);
     }
 }
 
@@ -256,8 +259,8 @@ mod tests {
             bench.auto("db", "db");
             let image = Image::open(&bench.path("save/web")).expect("an image");
             bench.run(|run| {
-                std::mem::forget(begin_building(run, uuid_of("web"), Some(&image)).expect("a note"));
-                std::mem::forget(begin_building(run, uuid_of("db"), None).expect("a note"));
+                drop(begin_building(run, uuid_of("web"), Some(&image)).expect("a note"));
+                drop(begin_building(run, uuid_of("db"), None).expect("a note"));
             });
             if consumed {
                 image.consume().map(drop).expect("renamed");
@@ -278,7 +281,7 @@ mod tests {
     #[test]
     fn a_guest_that_has_run_is_nobodys_half_built_one() {
         let bench = Bench::new();
-        bench.run(|run| std::mem::forget(begin_building(run, uuid_of("web"), None).expect("a note")));
+        bench.run(|run| drop(begin_building(run, uuid_of("web"), None).expect("a note")));
         // The mock's guests have used CPU time.
         bench.toolstack.domain("web", State::Paused);
         bench.start();

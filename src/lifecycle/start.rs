@@ -400,7 +400,7 @@ impl<'a> Start<'a> {
                 self.run.report.warn(&format!("the restored image is still there: {error}"));
             }
         }
-        drop(building);
+        building.finished();
         Ok(())
     }
 
@@ -503,7 +503,7 @@ impl<'a> Start<'a> {
             let why = "its guest was started without it, because RESTORE is not true";
             tell_aside(&aside.image().path, why, &aside, self.run.report);
         }
-        drop(building);
+        building.finished();
         Ok(())
     }
 

@@ -203,7 +203,7 @@ enum After {
     PowerCut,
 }
 
-/// Has the program killed wherever it can be, and each time goes on in two ways.
+/// Has the program killed wherever it can be, and each time goes on in another way.
 fn at_every_cut(what: &str, prepare: impl Fn(&Dom0), action: &str) {
     let mut cuts = 0;
     for call in CHANGES {
@@ -221,10 +221,11 @@ fn at_every_cut(what: &str, prepare: impl Fn(&Dom0), action: &str) {
     assert!(cuts >= FEWEST, "{what}: only {cuts} cut points");
 }
 
-/// One death, with the host up afterwards and with a power cut. Says whether the program has died of it.
+/// One death, and what comes after it. Says whether the program has died of it.
 fn is_cut(prepare: &impl Fn(&Dom0), action: &str, death: &Death, number: usize) -> bool {
-    let up = if number % 2 == 0 { After::Start } else { After::StopAndStart };
-    for after in [up, After::PowerCut] {
+    // Every second death is followed by a power cut as well.
+    let ways: &[After] = if number % 2 == 0 { &[After::Start, After::PowerCut] } else { &[After::StopAndStart] };
+    for &after in ways {
         let dom0 = Dom0::new();
         prepare(&dom0);
         let ended = dom0.program(action, death);

@@ -93,6 +93,8 @@ fn style(workspace: &Path) -> Result<Count> {
 }
 
 fn unit(workspace: &Path) -> Result<Count> {
+    let programs = [("ip", "iproute2"), ("losetup", "mount")];
+    packages::need(&programs, &workspace.join("target/lab/logs/install.log"))?;
     // The fuzz targets have libFuzzer's main function: as tests they would run for ever.
     let crates = ["--workspace", "--exclude", "fuzz-targets", "--lib", "--bins"];
     let mut all = cargo_test(workspace, &crates, &[])?;

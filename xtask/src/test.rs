@@ -44,6 +44,8 @@ type Tier = fn(&Path) -> Result<Count>;
 pub fn run(workspace: &Path) -> Result<bool> {
     let started = Instant::now();
     program::prepare(workspace)?;
+    // Whatever builds the whole workspace builds libFuzzer.
+    packages::need(&[("c++", "g++")], &workspace.join("target/lab/logs/install.log"))?;
     let tiers: [(&str, Tier); 8] = [
         ("style", style),
         ("unit", unit),

@@ -133,10 +133,7 @@ impl Program<'_> {
             self.answer(&answer, Exit::NoneRunning)?;
             return Err(Exit::NoneRunning);
         }
-        let settings = self.settings(cli, &[Purpose::Status], Exit::Unknown)?.unwrap_or_else(|| {
-            self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
-            Settings::defaults()
-        });
+        let settings = self.settings_or_defaults(cli, &[Purpose::Status], Exit::Unknown)?;
         let xl_conf = XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
             self.report.warn(&error.to_string());
             XlConf::default()
@@ -159,10 +156,7 @@ impl Program<'_> {
             cli::Planned::Start => (Purpose::Start, lifecycle::plan_start),
             cli::Planned::Stop => (Purpose::Stop, lifecycle::plan_stop),
         };
-        let settings = self.settings(cli, &[purpose], Exit::Settings)?.unwrap_or_else(|| {
-            self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
-            Settings::defaults()
-        });
+        let settings = self.settings_or_defaults(cli, &[purpose], Exit::Settings)?;
         let xl_conf = self.xl_conf(purpose == Purpose::Start)?;
         let toolstack = self.toolstack(&xl_conf, cli.verbose, Exit::NoToolstack)?;
         let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
@@ -190,10 +184,7 @@ impl Program<'_> {
             }
             return Ok(self.report.exit());
         }
-        let settings = self.settings(cli, &[], Exit::Settings)?.unwrap_or_else(|| {
-            self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
-            Settings::defaults()
-        });
+        let settings = self.settings_or_defaults(cli, &[], Exit::Settings)?;
         for purpose in [Purpose::Start, Purpose::Stop] {
             lifecycle::unsupported(&settings, purpose).iter().for_each(|message| self.report.error(message));
         }
@@ -227,6 +218,14 @@ impl Program<'_> {
             purposes.iter().flat_map(|purpose| lifecycle::unsupported(&settings, *purpose)).collect();
         self.refuse_all(&refused, exit)?;
         Ok(Some(settings))
+    }
+
+    /// The same for what only looks: without a file it goes by the defaults, and says so.
+    fn settings_or_defaults(&self, cli: &Cli, purposes: &[Purpose], exit: Exit) -> Result<Settings, Exit> {
+        Ok(self.settings(cli, purposes, exit)?.unwrap_or_else(|| {
+            self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
+            Settings::defaults()
+        }))
     }
 
     fn no_settings_file(&self) -> String {

@@ -40,7 +40,7 @@ pub fn cargo() -> PathBuf {
 }
 
 /// Where cargo puts what it builds, which the developer may have changed.
-fn target_directory(workspace: &Path) -> Result<PathBuf> {
+pub(crate) fn target_directory(workspace: &Path) -> Result<PathBuf> {
     let metadata = exec::output(Command::new(cargo()).current_dir(workspace).args([
         "metadata",
         "--no-deps",

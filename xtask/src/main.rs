@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use xtask::lab::{Host, Lab, Memory, Release};
+use xtask::lab::{Host, Lab, Machine, Release};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The developer's commands")]
@@ -48,11 +48,14 @@ enum LabTask {
         /// The release of Xen: 4.14, 4.17 or 4.20
         #[arg(long, default_value_t = Release::V4_17, value_name = "RELEASE")]
         xen: Release,
+        /// Processors; with more than one, PVH guests die now and then and HVM guests don't boot
+        #[arg(long, default_value_t = Machine::default().cpus, value_name = "NUMBER")]
+        cpus: u32,
         /// Memory of the whole host, MiB
-        #[arg(long, default_value_t = Memory::default().machine, value_name = "MIB")]
+        #[arg(long, default_value_t = Machine::default().memory, value_name = "MIB")]
         memory: u32,
         /// Memory of dom0, MiB
-        #[arg(long, default_value_t = Memory::default().dom0, value_name = "MIB")]
+        #[arg(long, default_value_t = Machine::default().dom0_memory, value_name = "MIB")]
         dom0_memory: u32,
     },
     /// End a host; its disk is forgotten, its logs stay
@@ -151,12 +154,9 @@ fn verdict(passed: bool) -> ExitCode {
 fn lab(task: LabTask) -> Result<ExitCode> {
     let lab = Lab::open(&workspace()?)?;
     match task {
-        LabTask::Up { name, xen, memory, dom0_memory } => {
-            let host = lab
-                .host(&name.value, xen)?
-                .memory(Memory { machine: memory, dom0: dom0_memory })
-                .detached()
-                .up()?;
+        LabTask::Up { name, xen, cpus, memory, dom0_memory } => {
+            let host =
+                lab.host(&name.value, xen)?.machine(Machine { cpus, memory, dom0_memory }).detached().up()?;
             say_usage(&host);
         }
         LabTask::Down { name, all } => {

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -57,10 +57,11 @@ impl<'h> Bench<'h> {
 
     /// Runs a command in dom0's shell.
     pub fn run(&self, command: &str) -> Result<Output> {
+        let begun = Instant::now();
         let output = self.host.run(command)?;
-        let code = output.status;
+        let (code, seconds) = (output.status, begun.elapsed().as_secs_f32());
         let mut transcript = self.transcript.borrow_mut();
-        *transcript += &format!("# {command}\n{}{}", output.stdout, output.stderr);
+        *transcript += &format!("# {command} ({seconds:.1} s)\n{}{}", output.stdout, output.stderr);
         if code != 0 {
             *transcript += &format!("(exit code {code})\n");
         }

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use super::initrd::Initrd;
 
-/// Where dom0 has `vmlinux` and `initrd` for guests.
+/// Where dom0 has the guests' `initrd` and their kernel: `vmlinux` for PV and PVH, and `vmlinuz` for HVM, whose boot ROM
+/// wants a bzImage.
 pub const DIRECTORY: &str = "/var/lib/lab/guest";
 
 /// What the guest runs; also part of the image's key.

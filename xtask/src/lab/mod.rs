@@ -54,7 +54,7 @@ use lines::Lines;
 use qemu::{DISK, Identity, Life, Qemu, SNAPSHOT, Start};
 use tools::Tools;
 
-pub use qemu::Memory;
+pub use qemu::Machine;
 pub use ssh::{Output, quote};
 
 /// How long a cold boot may take: 60 s on a quiet machine, several times that on a busy one.
@@ -151,7 +151,7 @@ impl Lab {
             lab: self.clone(),
             name: name.to_owned(),
             release,
-            memory: Memory::default(),
+            machine: Machine::default(),
             life: Life::Ours,
         })
     }
@@ -171,7 +171,7 @@ impl Lab {
                 lab: self.clone(),
                 name: name.to_owned(),
                 release: state.release,
-                memory: state.memory,
+                machine: state.machine,
                 life: Life::Detached,
             },
             qemu: Qemu::find(&directory, state.identity),
@@ -228,15 +228,15 @@ pub struct HostSpec {
     lab: Lab,
     name: String,
     release: Release,
-    memory: Memory,
+    machine: Machine,
     life: Life,
 }
 
 impl HostSpec {
-    /// Sets its memory.
+    /// Sets what it has.
     #[must_use]
-    pub fn memory(mut self, memory: Memory) -> Self {
-        self.memory = memory;
+    pub fn machine(mut self, machine: Machine) -> Self {
+        self.machine = machine;
         self
     }
 
@@ -266,7 +266,7 @@ impl HostSpec {
         }
         let tools = Tools::ready(&self.lab.root)?;
         let image = Image::ready(&self.lab.root, &tools, self.release)?;
-        let booted = booted(&self.lab.root, &tools, &image, self.memory)?;
+        let booted = booted(&self.lab.root, &tools, &image, self.machine)?;
         let what = format!("host {}: Xen {}", self.name, self.release);
         progress::step(&what, || {
             cache::remove_all(&directory)?;
@@ -276,7 +276,7 @@ impl HostSpec {
                     identity: Identity { pid: 0, start_time: 0 },
                     port: 0,
                     release: self.release,
-                    memory: self.memory,
+                    machine: self.machine,
                     image: image.clone(),
                     tools: tools.clone(),
                     booted,
@@ -300,12 +300,13 @@ impl HostSpec {
     }
 
     fn running(self, directory: PathBuf, state: State, qemu: Qemu, lock: Lock) -> Result<Host> {
-        if self.life == Life::Ours || state.release != self.release || state.memory != self.memory {
+        if self.life == Life::Ours || state.release != self.release || state.machine != self.machine {
             bail!(
-                "a host {0:?} with Xen {1}, {2} MiB is running; end it first: cargo xtask lab down --name {0}",
+                "a host {0:?} with Xen {1}, {2} processors, {3} MiB is running; end it first: cargo xtask lab down --name {0}",
                 self.name,
                 state.release,
-                state.memory.machine
+                state.machine.cpus,
+                state.machine.memory
             );
         }
         Ok(Host { spec: self, directory, state, qemu: Some(qemu), lock: Some(lock) })
@@ -313,8 +314,8 @@ impl HostSpec {
 }
 
 /// The folder with the disk overlay that has the snapshot of the booted host; boots it if there is none.
-fn booted(lab: &Path, tools: &Tools, image: &Image, memory: Memory) -> Result<PathBuf> {
-    let key = Key::default().with("start", Start::signature(tools, memory)).finish();
+fn booted(lab: &Path, tools: &Tools, image: &Image, machine: Machine) -> Result<PathBuf> {
+    let key = Key::default().with("start", Start::signature(tools, machine)).finish();
     let target = image.directory.join(format!("booted-{key}"));
     cache::folder(&target, |part| {
         exec::logged(
@@ -325,7 +326,7 @@ fn booted(lab: &Path, tools: &Tools, image: &Image, memory: Memory) -> Result<Pa
                 .arg(part.join(DISK)),
             &lab.join("logs/qemu-img.log"),
         )?;
-        let start = Start { tools, image, directory: part, memory, restore: false, life: Life::Ours };
+        let start = Start { tools, image, directory: part, machine, restore: false, life: Life::Ours };
         let (mut qemu, port) = progress::step("booting it for the first time", || {
             start.run(|_| Ok(()))?.wait_until_booted(Instant::now() + BOOT)
         })?;
@@ -348,7 +349,7 @@ struct State {
     identity: Identity,
     port: u16,
     release: Release,
-    memory: Memory,
+    machine: Machine,
     image: Image,
     tools: Tools,
     booted: PathBuf,
@@ -629,8 +630,8 @@ impl Host {
     fn start(&mut self, restore: bool) -> Result<qemu::Started> {
         self.state.ready = false;
         let state = &mut self.state;
-        let (image, tools, memory) = (state.image.clone(), state.tools.clone(), state.memory);
-        Start { tools: &tools, image: &image, directory: &self.directory, memory, restore, life: self.spec.life }
+        let (image, tools, machine) = (state.image.clone(), state.tools.clone(), state.machine);
+        Start { tools: &tools, image: &image, directory: &self.directory, machine, restore, life: self.spec.life }
             .run(|identity| {
                 state.identity = identity;
                 state.save(&self.directory)

@@ -30,7 +30,7 @@ use super::monitor::{Monitor, forwarded_port};
 use super::tools::Tools;
 use crate::exec;
 
-/// Both processors in one thread: with a thread each, one PVH guest in seven ends in its first seconds with a triple fault
+/// All processors in one thread: with a thread each, one PVH guest in seven ends in its first seconds with a triple fault
 /// in the instruction behind Xen's VMRUN, the hypervisor's registers being taken for the guest's. In one thread none of
 /// thirty did, in the same time, and the other core is free for a second host.
 const ACCELERATOR: &str = "tcg,thread=single";
@@ -69,18 +69,25 @@ const START: Duration = Duration::from_secs(120);
 const READY: &str = "LAB-READY";
 const FAILED: &str = "LAB-FAILED";
 
-/// How much memory a host has.
+/// What a host has.
+///
+/// It has one processor, because QEMU runs several in turn, and what it does to change over brings a fault of its SVM to
+/// light: an interrupt that Xen has injected into a PVH or HVM guest is injected once more if QEMU leaves the processor
+/// before the guest has left to Xen, whatever the guest then does. HVM guests never get out of their BIOS that way, and
+/// PVH guests die now and then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
-    /// The whole machine, MiB.
-    pub machine: u32,
-    /// dom0, MiB; guests share the rest.
-    pub dom0: u32,
+pub struct Machine {
+    /// Processors; dom0 sees all of them.
+    pub cpus: u32,
+    /// All memory, MiB.
+    pub memory: u32,
+    /// dom0's memory, MiB; guests share the rest.
+    pub dom0_memory: u32,
 }
 
-impl Default for Memory {
+impl Default for Machine {
     fn default() -> Self {
-        Self { machine: 4096, dom0: 1024 }
+        Self { cpus: 1, memory: 4096, dom0_memory: 1024 }
     }
 }
 
@@ -101,8 +108,8 @@ pub struct Start<'a> {
     pub image: &'a Image,
     /// The host's folder, with [`DISK`] in it.
     pub directory: &'a Path,
-    /// Its memory.
-    pub memory: Memory,
+    /// What it has.
+    pub machine: Machine,
     /// Go on from [`SNAPSHOT`] rather than boot.
     pub restore: bool,
     /// How long it lives.
@@ -139,8 +146,8 @@ pub struct Started {
 impl Start<'_> {
     /// What the snapshot depends on, for its key.
     #[must_use]
-    pub fn signature(tools: &Tools, memory: Memory) -> String {
-        format!("{MACHINE_FORMAT} {CPU} {DOM0_ARGUMENTS} {memory:?} {:?}", tools.qemu().get_program())
+    pub fn signature(tools: &Tools, machine: Machine) -> String {
+        format!("{MACHINE_FORMAT} {CPU} {DOM0_ARGUMENTS} {machine:?} {:?}", tools.qemu().get_program())
     }
 
     /// Starts QEMU and lets the machine run; `started` is told about the process before anything else happens.
@@ -198,14 +205,14 @@ impl Start<'_> {
         // Paths relative to the folder: socket addresses have room for 107 bytes only.
         command.current_dir(self.directory);
         command
-            .args(["-accel", ACCELERATOR, "-smp", "2", "-cpu", CPU])
-            .args(["-m", &self.memory.machine.to_string()])
+            .args(["-accel", ACCELERATOR, "-cpu", CPU])
+            .args(["-smp", &self.machine.cpus.to_string(), "-m", &self.machine.memory.to_string()])
             // Every device less is one less for dom0 to find and load a driver for.
             .args(["-nodefaults", "-vga", "none", "-display", "none"])
             .args(["-no-reboot", "-S"])
             .arg("-kernel")
             .arg(self.image.xen())
-            .args(["-append", &xen_arguments(self.memory)])
+            .args(["-append", &xen_arguments(self.machine)])
             .arg("-initrd")
             .arg(format!("{} {DOM0_ARGUMENTS},{}", escape(&self.image.kernel())?, escape(&self.image.initrd())?))
             .arg("-drive")
@@ -410,8 +417,8 @@ fn escape(path: &Path) -> Result<String> {
 }
 
 /// `dom0_mem` also switches xl's autoballoon off.
-fn xen_arguments(memory: Memory) -> String {
-    format!("console=com1 dom0_mem={0}M,max:{0}M sched=credit", memory.dom0)
+fn xen_arguments(machine: Machine) -> String {
+    format!("console=com1 dom0_mem={0}M,max:{0}M sched=credit", machine.dom0_memory)
 }
 
 /// Makes the kernel kill the process when the thread that starts it ends.

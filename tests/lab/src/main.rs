@@ -17,11 +17,11 @@ mod scenarios;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use xtask::lab::{Host, Lab, Release};
+use anyhow::{Context, Result, anyhow, bail};
+use xtask::lab::{Host, Lab, Machine, Release};
 
 use bench::Bench;
 use scenarios::Scenario;
@@ -50,26 +50,75 @@ fn arguments() -> Result<Arguments> {
     Ok(Arguments { program, release, filters })
 }
 
-/// All scenarios, in the order in which they are begun.
-const ALL: &[&[(&str, Scenario)]] =
-    &[scenarios::ALL, guests::ALL, lifecycle::ALL, devices::ALL, memory::ALL, pains::ALL];
+/// The scenarios of a module, by the name that is printed.
+type Scenarios = &'static [(&'static str, Scenario)];
 
-/// Hosts at work at the same time. QEMU emulates each in one thread.
-const HOSTS: usize = 2;
+/// Hosts that are alike, and what is done on them.
+struct Group {
+    /// Processors of each host.
+    cpus: u32,
+    /// Hosts at work at the same time. QEMU emulates each in one thread.
+    hosts: usize,
+    /// In the order in which they are begun.
+    scenarios: &'static [Scenarios],
+}
 
-/// The scenarios that are left to do, and what became of those that are done.
-struct Queue {
-    waiting: Mutex<Vec<&'static (&'static str, Scenario)>>,
+/// All scenarios.
+const ALL: &[Group] = &[
+    Group {
+        cpus: 1,
+        hosts: 2,
+        scenarios: &[
+            configs::ALL,
+            scenarios::ALL,
+            guests::ALL,
+            lifecycle::ALL,
+            devices::ALL,
+            memory::ALL,
+            pains::ALL,
+        ],
+    },
+    Group { cpus: 2, hosts: 1, scenarios: &[guests::ON_TWO_PROCESSORS] },
+];
+
+/// Scenarios with their names.
+type Named = Vec<&'static (&'static str, Scenario)>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What became of the scenarios.
+#[derive(Default)]
+struct Outcomes {
     passed: AtomicUsize,
     failed: Mutex<Vec<&'static str>>,
 }
 
-impl Queue {
+impl Outcomes {
+    /// Does these scenarios on hosts of their own.
+    fn group(&self, lab: &Lab, group: &Group, waiting: Named, arguments: &Arguments) -> Result<()> {
+        let waiting = Mutex::new(waiting);
+        std::thread::scope(|scope| {
+            let on_a_host = |number: usize| -> Result<()> {
+                let release = arguments.release;
+                let name = format!("test-{}-{}-{number}", release.to_string().replace('.', "-"), group.cpus);
+                let machine = Machine { cpus: group.cpus, ..Machine::default() };
+                let mut host = lab.host(&name, release)?.machine(machine).up()?;
+                self.work(&waiting, &mut host, &arguments.program);
+                host.down()
+            };
+            let at_most = group.hosts.min(lock(&waiting).len());
+            let hosts: Vec<_> = (1..=at_most).map(|number| scope.spawn(move || on_a_host(number))).collect();
+            hosts.into_iter().try_for_each(|host| host.join().map_err(|_| anyhow!("a thread has panicked"))?)
+        })
+    }
+
     /// Does scenarios on this host until none is left.
-    fn work(&self, host: &mut Host, program: &Path) {
+    fn work(&self, waiting: &Mutex<Named>, host: &mut Host, program: &Path) {
         loop {
             // The guard is gone before the scenario begins.
-            let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let next = lock(waiting).pop();
             let Some((name, scenario)) = next else { return };
             let started = Instant::now();
             let mut outcome = attempt(host, program, scenario);
@@ -86,7 +135,7 @@ impl Queue {
                 }
                 Err(failure) => {
                     println!("test {name} ... FAILED ({seconds:.1} s)\n{:?}", failure.error);
-                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+                    lock(&self.failed).push(name);
                 }
             }
         }
@@ -119,30 +168,30 @@ fn run() -> Result<bool> {
     let lab = Lab::open(&workspace)?;
     let wanted =
         |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|f| name.contains(f.as_str()));
-    let waiting: Vec<_> = ALL.iter().copied().flatten().rev().filter(|(name, _)| wanted(name)).collect();
-    if waiting.is_empty() {
+    let outcomes = Outcomes::default();
+    let mut groups = Vec::new();
+    for group in ALL {
+        let waiting: Named =
+            group.scenarios.iter().copied().flatten().rev().filter(|(name, _)| wanted(name)).collect();
+        if !waiting.is_empty() {
+            groups.push((group, waiting));
+        }
+    }
+    if groups.is_empty() {
         bail!("no scenario has a name like that");
     }
-    let mut hosts = Vec::new();
-    for number in 1..=HOSTS.min(waiting.len()) {
-        let name = format!("test-{}-{number}", arguments.release.to_string().replace('.', "-"));
-        hosts.push(lab.host(&name, arguments.release)?.up()?);
-    }
-    let queue =
-        Queue { waiting: Mutex::new(waiting), passed: AtomicUsize::new(0), failed: Mutex::new(Vec::new()) };
     std::thread::scope(|scope| {
-        for host in &mut hosts {
-            scope.spawn(|| queue.work(host, &arguments.program));
-        }
-    });
-    for host in hosts {
-        host.down()?;
-    }
-    let failed = queue.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let at_work: Vec<_> = groups
+            .into_iter()
+            .map(|(group, waiting)| scope.spawn(|| outcomes.group(&lab, group, waiting, &arguments)))
+            .collect();
+        at_work.into_iter().try_for_each(|group| group.join().map_err(|_| anyhow!("a thread has panicked"))?)
+    })?;
+    let failed = outcomes.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     for name in &failed {
         println!("failed: {name}");
     }
-    println!("{} passed, {} failed", queue.passed.into_inner(), failed.len());
+    println!("{} passed, {} failed", outcomes.passed.into_inner(), failed.len());
     Ok(failed.is_empty())
 }
 

@@ -4,16 +4,12 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::bench::{Bench, Kind, PROGRAM, expect, xl_cfg};
-use crate::configs::{accepted_configs_are_read_as_xl_reads_them, refused_configs_are_read_as_xl_reads_them};
 
 /// What a scenario is: a host to work on, and an error when it is not as it should be.
 pub type Scenario = fn(&Bench<'_>) -> Result<()>;
 
 /// All of them, by the name that is printed.
 pub const ALL: &[(&str, Scenario)] = &[
-    // The longest ones first, so that nobody waits for them in the end.
-    ("accepted_configs_are_read_as_xl_reads_them", accepted_configs_are_read_as_xl_reads_them),
-    ("refused_configs_are_read_as_xl_reads_them", refused_configs_are_read_as_xl_reads_them),
     ("start_creates_stop_saves_start_restores", start_creates_stop_saves_start_restores),
     ("starting_twice_starts_nothing_twice", starting_twice_starts_nothing_twice),
     ("without_save_guests_are_shut_down", without_save_guests_are_shut_down),

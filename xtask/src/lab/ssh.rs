@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -166,12 +167,21 @@ pub fn interactive(directory: &Path) -> Command {
     ssh(directory, &["-o", "ControlMaster=no", "-t"])
 }
 
+/// How long a command may take. The longest ones wait three minutes for a guest; beyond that the host does not answer.
+const LIMIT: Duration = Duration::from_secs(600);
+
 /// Runs `remote` in dom0's shell to its end.
 ///
 /// # Errors
-/// ssh itself can't be run or loses dom0; the command's failure is in the output.
+/// ssh itself can't be run, loses dom0, or takes longer than [`LIMIT`]; the command's failure is in the output.
 pub fn run(directory: &Path, remote: &str, input: &[u8]) -> Result<Output> {
-    let mut child = command(directory, remote)
+    let ssh = command(directory, remote);
+    let began = Instant::now();
+    let mut child = Command::new("timeout")
+        .args(["--signal=KILL", &LIMIT.as_secs().to_string()])
+        .arg(ssh.get_program())
+        .args(ssh.get_args())
+        .current_dir(directory)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -187,6 +197,9 @@ pub fn run(directory: &Path, remote: &str, input: &[u8]) -> Result<Output> {
         child.wait_with_output()
     })
     .context("wait for ssh")?;
+    if began.elapsed() >= LIMIT {
+        bail!("dom0 has not done this within {} s: {remote}", LIMIT.as_secs());
+    }
     let status = output.status.code().unwrap_or(255);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     // ssh's own failures have the same code as a command that ends with 255; only they lose the connection.

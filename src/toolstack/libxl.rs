@@ -10,9 +10,10 @@ use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
+use uuid::Uuid;
 use xenlight::{
-    Children, Context, DomainChange, DomainConfig, DomainEvent, DomainEvents, ErrorCode, Library, LogLevel,
-    LogRecord, LogSink, Operation, Release, SaveFlags, Trigger, Wait,
+    Cause, Children, Context, DomainChange, DomainConfig, DomainEvent, DomainEvents, DomainInfo, ErrorCode,
+    Library, LogLevel, LogRecord, LogSink, Operation, Release, SaveFlags, Trigger, Wait,
 };
 
 use super::create_lock;
@@ -138,19 +139,30 @@ impl Libxl {
         context: &Context,
         action: &'static str,
         build: xenlight::Result<Operation<Domid>>,
+        uuid: Option<Uuid>,
         deadline: Option<Instant>,
     ) -> Result<Domid, Error> {
         let (outcome, timed_out) = self.within(build, deadline);
         outcome.map_err(|e| {
             let mut error = failed(action, &e);
             error.timed_out = timed_out;
-            if let Some(leftover) = e.leftover() {
+            let stuck = matches!(e.cause(), Cause::Stuck(_));
+            if let Some(leftover) =
+                e.leftover().or_else(|| uuid.filter(|_| stuck).and_then(|uuid| self.paused(uuid)))
+            {
                 if let Err(e) = context.destroy(leftover).and_then(Operation::wait) {
                     error.cause += &format!("; its half-made domain {leftover} could not be removed: {e}");
                 }
             }
             error
         })
+    }
+
+    /// The domain with this UUID that has been made and does not run. A build that does not come back does not say which
+    /// it was making; left alone it would look like a guest that somebody has paused.
+    fn paused(&self, uuid: Uuid) -> Option<Domid> {
+        let made = |info: &DomainInfo| info.uuid == uuid && info.paused && !info.dying && info.shutdown.is_none();
+        self.context.list().ok()?.into_iter().find(made).map(|info| info.domid)
     }
 
     /// After an abort the guest may be on its way into the suspend that it was asked for, which can't be taken back: it
@@ -363,7 +375,7 @@ impl Toolstack for Libxl {
         let context = self.builder(ACTION)?;
         let config = DomainConfig::from_json(guest.json.clone()).map_err(|e| failed(ACTION, &e))?;
         let _room = self.make_room(&context, ACTION, &config, deadline, note)?;
-        self.finish_build(&context, ACTION, context.create(&config), deadline)
+        self.finish_build(&context, ACTION, context.create(&config), config.uuid(), deadline)
     }
 
     fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
@@ -374,7 +386,7 @@ impl Toolstack for Libxl {
         let config =
             DomainConfig::from_json(without_domid(image.config.clone())).map_err(|e| failed(ACTION, &e))?;
         let _room = self.make_room(&context, ACTION, &config, deadline, note)?;
-        self.finish_build(&context, ACTION, context.restore(&config, stream.into()), deadline)
+        self.finish_build(&context, ACTION, context.restore(&config, stream.into()), config.uuid(), deadline)
     }
 
     fn unpause(&self, domid: Domid) -> Result<(), Error> {

@@ -36,15 +36,15 @@ pub fn xl_cfg(name: &str, kind: Kind, more: &str) -> String {
 
 /// The host under test.
 pub struct Bench<'h> {
-    host: &'h Host,
+    host: RefCell<&'h mut Host>,
     transcript: RefCell<String>,
 }
 
 impl<'h> Bench<'h> {
     /// Puts the program, a settings file without pauses and an empty directory of guests onto a fresh host.
-    pub fn install(host: &'h Host, program: &Path) -> Result<Self> {
+    pub fn install(host: &'h mut Host, program: &Path) -> Result<Self> {
         host.push(program, PROGRAM, Some(0o755))?;
-        let bench = Self { host, transcript: RefCell::default() };
+        let bench = Self { host: RefCell::new(host), transcript: RefCell::default() };
         bench.ok("mkdir -p /etc/xen/auto && rm -f /etc/xen/auto/* /etc/default/xendomains")?;
         bench.settings("")?;
         Ok(bench)
@@ -55,10 +55,24 @@ impl<'h> Bench<'h> {
         format!("what was done:\n{}", self.transcript.borrow())
     }
 
+    /// Cuts the host's power and boots it again.
+    pub fn lose_power(&self) -> Result<()> {
+        let mut host = self.host.borrow_mut();
+        host.power_cut()?;
+        host.boot()?;
+        *self.transcript.borrow_mut() += "(the host lost its power and was booted)\n";
+        Ok(())
+    }
+
+    /// How often a guest has booted, as its console tells.
+    pub fn boots(&self, name: &str) -> Result<usize> {
+        counter::boots(&self.host.borrow(), name)
+    }
+
     /// Runs a command in dom0's shell.
     pub fn run(&self, command: &str) -> Result<Output> {
         let begun = Instant::now();
-        let output = self.host.run(command)?;
+        let output = self.host.borrow().run(command)?;
         let (code, seconds) = (output.status, begun.elapsed().as_secs_f32());
         let mut transcript = self.transcript.borrow_mut();
         *transcript += &format!("# {command} ({seconds:.1} s)\n{}{}", output.stdout, output.stderr);
@@ -75,7 +89,7 @@ impl<'h> Bench<'h> {
 
     /// A file's text, kept out of the transcript.
     pub fn read(&self, path: &str) -> Result<String> {
-        Ok(self.host.run(&format!("cat {}", quote(path)))?.check()?.stdout)
+        Ok(self.host.borrow().run(&format!("cat {}", quote(path)))?.check()?.stdout)
     }
 
     /// What the emulator has done to the scenario, if anything: it loses the state of a PVH guest now and then, whose
@@ -88,12 +102,12 @@ impl<'h> Bench<'h> {
             return Ok(Some("dom0's console daemon was slower than libxl waits"));
         }
         let died = "grep -qs 'Kernel panic' /var/log/xen/console/* || xl dmesg | grep -q 'Triple fault'";
-        if self.host.run(died)?.success() {
+        if self.host.borrow().run(died)?.success() {
             return Ok(Some("a guest's kernel died"));
         }
         // The guests only count: booting costs them less than twenty seconds, and then next to nothing.
         let spins = "xl list | awk 'NR > 2 && $NF > 60 { found = 1 } END { exit !found }'";
-        Ok(self.host.run(spins)?.success().then_some("a guest's kernel hangs"))
+        Ok(self.host.borrow().run(spins)?.success().then_some("a guest's kernel hangs"))
     }
 
     /// Runs the program; it must end with `code`. Gives standard output and standard error together.
@@ -118,7 +132,7 @@ impl<'h> Bench<'h> {
 
     /// Writes a file in dom0.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
-        self.host.run_with_input(&format!("cat > {}", quote(path)), text.as_bytes())?.check()?;
+        self.host.borrow().run_with_input(&format!("cat > {}", quote(path)), text.as_bytes())?.check()?;
         Ok(())
     }
 
@@ -126,7 +140,7 @@ impl<'h> Bench<'h> {
     pub fn push_directory(&self, local: &Path, remote: &str) -> Result<()> {
         let packed = exec::output(Command::new("tar").arg("-C").arg(local).args(["-cf", "-", "."]))?;
         let archive = format!("{remote}.tar");
-        self.host.write(&archive, &packed, 0o644)?;
+        self.host.borrow().write(&archive, &packed, 0o644)?;
         let (remote, archive) = (quote(remote), quote(&archive));
         self.ok(&format!("mkdir -p {remote} && tar -C {remote} -xf {archive} && rm {archive}"))?;
         Ok(())
@@ -137,7 +151,7 @@ impl<'h> Bench<'h> {
         let archive = local.join("archive.tar.gz");
         let packed = format!("{remote}.tar.gz");
         self.ok(&format!("tar -C {} -czf {} .", quote(remote), quote(&packed)))?;
-        self.host.pull(&packed, &archive)?;
+        self.host.borrow().pull(&packed, &archive)?;
         exec::output(Command::new("tar").arg("-C").arg(local).arg("-xzf").arg(&archive))?;
         std::fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))
     }
@@ -183,36 +197,36 @@ impl<'h> Bench<'h> {
 
     /// The last count on a guest's console.
     pub fn ticks(&self, name: &str) -> Result<u64> {
-        counter::last(self.host, name)
+        counter::last(&self.host.borrow(), name)
     }
 
     /// All that a guest has written to its console.
     pub fn console(&self, name: &str) -> Result<String> {
-        counter::console(self.host, name)
+        counter::console(&self.host.borrow(), name)
     }
 
     /// Waits until a guest has written such a line to its console.
     pub fn wait_for_console(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        self.host.wait_for_line(&console_log(name), wanted, counter::PATIENCE)?;
+        self.host.borrow().wait_for_line(&console_log(name), wanted, counter::PATIENCE)?;
         Ok(())
     }
 
     /// Waits until a guest has counted to at least `count`.
     pub fn wait_for_tick(&self, name: &str, count: u64) -> Result<()> {
-        counter::wait(self.host, name, count)
+        counter::wait(&self.host.borrow(), name, count)
     }
 
     /// The guest goes on counting from `before`, without a second boot.
     pub fn expect_continued(&self, name: &str, before: u64) -> Result<()> {
         self.wait_for_tick(name, before + 3)?;
-        let boots = counter::boots(self.host, name)?;
+        let boots = counter::boots(&self.host.borrow(), name)?;
         ensure!(boots == 1, "{name} has booted {boots} times, so it was started anew");
         Ok(())
     }
 
     /// Waits until a file in dom0 has a line with this text.
     pub fn wait_for_line(&self, file: &str, text: &str) -> Result<()> {
-        self.host.wait_for_line(file, |line| line.contains(text), Duration::from_secs(60))?;
+        self.host.borrow().wait_for_line(file, |line| line.contains(text), Duration::from_secs(60))?;
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 
 mod bench;
 mod configs;
+mod crash;
 mod devices;
 mod guests;
 mod lifecycle;
@@ -70,6 +71,7 @@ const ALL: &[Group] = &[
         hosts: 2,
         scenarios: &[
             configs::ALL,
+            crash::ALL,
             scenarios::ALL,
             guests::ALL,
             lifecycle::ALL,

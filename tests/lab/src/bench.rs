@@ -172,6 +172,12 @@ impl<'h> Bench<'h> {
         Ok(())
     }
 
+    /// Puts a guest there that is told `words` on its kernel's command line.
+    pub fn guest(&self, name: &str, kind: Kind, words: &str, more: &str) -> Result<()> {
+        let file = xl_cfg(name, kind, more).replace(&format!("guest={name}"), &format!("guest={name} {words}"));
+        self.write(&format!("/etc/xen/auto/{name}.cfg"), &file)
+    }
+
     /// The names that `xl list` shows, dom0 left out, sorted.
     pub fn xl_names(&self) -> Result<Vec<String>> {
         let list = self.ok("xl list")?;
@@ -222,6 +228,14 @@ impl<'h> Bench<'h> {
         let boots = counter::boots(&self.host.borrow(), name)?;
         ensure!(boots == 1, "{name} has booted {boots} times, so it was started anew");
         Ok(())
+    }
+
+    /// How often a guest with the word `disks` has written to this disk, a file in `/var/tmp`: the count in its second
+    /// sector, which goes on when the guest boots anew.
+    pub fn writes(&self, file: &str, name: &str) -> Result<u64> {
+        let text = self.ok(&format!("dd if=/var/tmp/{file} bs=512 skip=1 count=1 status=none | tr -d '\\0'"))?;
+        let count = text.trim().strip_prefix(name).and_then(|rest| rest.strip_prefix(" write ")?.parse().ok());
+        count.with_context(|| format!("{file}: its second sector has {text:?} instead of a count"))
     }
 
     /// Waits until a file in dom0 has a line with this text.

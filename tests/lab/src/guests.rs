@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::bench::{Bench, Kind, expect, xl_cfg};
+use crate::bench::{Bench, Kind, expect};
 use crate::scenarios::{SAVE, Scenario};
 
 /// All of them, by the name that is printed.
@@ -20,30 +20,10 @@ pub const ON_TWO_PROCESSORS: &[(&str, Scenario)] = &[("processors_and_memory", p
 const DOM0: &str = "192.168.7.1/24";
 const GUEST: &str = "192.168.7.2";
 
-/// A file for the AUTO directory, whose guest is told `words` on its kernel's command line.
-fn guest(bench: &Bench<'_>, name: &str, kind: Kind, words: &str, more: &str) -> Result<()> {
-    let file = xl_cfg(name, kind, more).replace(&format!("guest={name}"), &format!("guest={name} {words}"));
-    bench.write(&format!("/etc/xen/auto/{name}.cfg"), &file)
-}
-
 /// Makes a disk of 4 MiB with a line in its first sector.
 fn disk(bench: &Bench<'_>, file: &str) -> Result<()> {
     bench.ok(&format!("echo content of {file} > /var/tmp/{file} && truncate -s 4M /var/tmp/{file}"))?;
     Ok(())
-}
-
-/// What a guest has written into a disk's second sector.
-fn written(bench: &Bench<'_>, file: &str) -> Result<String> {
-    let text = bench.ok(&format!("dd if=/var/tmp/{file} bs=512 skip=1 count=1 status=none | tr -d '\\0'"))?;
-    Ok(text.trim().to_owned())
-}
-
-/// The count in a disk's second sector.
-fn written_tick(bench: &Bench<'_>, file: &str, name: &str) -> Result<u64> {
-    let line = written(bench, file)?;
-    line.strip_prefix(name)
-        .and_then(|rest| rest.strip_prefix(" tick ")?.parse().ok())
-        .with_context(|| format!("{file}: its second sector has {line:?} instead of a count"))
 }
 
 fn domid(bench: &Bench<'_>, name: &str) -> Result<String> {
@@ -80,7 +60,7 @@ fn disks_of_all_kinds(bench: &Bench<'_>) -> Result<()> {
         \"format=raw, vdev=xvdb, access=rw, backendtype=qdisk, target=/var/tmp/qdisk\",\n\
         \"format=raw, vdev=xvdc, access=ro, target=/var/tmp/readonly\",\n\
         \"file:/var/tmp/cdrom,xvdd:cdrom,r\" ]\n";
-    guest(bench, "alpha", Kind::Pv, "disks", disks)?;
+    bench.guest("alpha", Kind::Pv, "disks", disks)?;
     bench.xendomains("start", 0)?;
     bench.wait_for_tick("alpha", 3)?;
 
@@ -90,8 +70,8 @@ fn disks_of_all_kinds(bench: &Bench<'_>) -> Result<()> {
         expect(&console, &[&format!("disk {disk} 8192"), &format!("disk {disk} says content of {file}")])?;
     }
     expect(&console, &["disk xvdc refuses to be written", "disk xvdd refuses to be written"])?;
-    written_tick(bench, "loop", "alpha")?;
-    written_tick(bench, "qdisk", "alpha")?;
+    bench.writes("loop", "alpha")?;
+    bench.writes("qdisk", "alpha")?;
     bench.ok("cmp /tmp/readonly /var/tmp/readonly && cmp /tmp/cdrom /var/tmp/cdrom")?;
 
     let id = domid(bench, "alpha")?;
@@ -110,7 +90,7 @@ fn disk_and_network_survive_a_restore(bench: &Bench<'_>) -> Result<()> {
         "disk = [\"/var/tmp/disk,raw,xvda,w\"]\n\
          vif = [\"bridge=xenbr0,mac={MAC},vifname=alpha0,rate=10Mb/s,script=vif-bridge\"]\n"
     );
-    guest(bench, "alpha", Kind::Pv, &format!("disks net={GUEST}/24"), &more)?;
+    bench.guest("alpha", Kind::Pv, &format!("disks net={GUEST}/24"), &more)?;
     bench.xendomains("start", 0)?;
     bench.wait_for_tick("alpha", 1)?;
     expect(&bench.console("alpha")?, &["alpha disk xvda 8192", &format!("alpha net eth0 {MAC}")])?;
@@ -135,12 +115,12 @@ fn disk_and_network_survive_a_restore(bench: &Bench<'_>) -> Result<()> {
     let left = bench.ok("losetup --list --noheadings; ip -brief link show master xenbr0")?;
     ensure!(left.is_empty(), "left of the guest's devices:\n{left}");
     let before = bench.ticks("alpha")?;
-    let on_disk = written_tick(bench, "disk", "alpha")?;
+    let on_disk = bench.writes("disk", "alpha")?;
     ensure!(before - 1 <= on_disk, "tick {before} was counted, and {on_disk} is on the disk");
 
     bench.xendomains("start", 0)?;
     bench.expect_continued("alpha", before)?;
-    let on_disk = written_tick(bench, "disk", "alpha")?;
+    let on_disk = bench.writes("disk", "alpha")?;
     ensure!(on_disk > before, "the disk has tick {on_disk}, as before the save ({before})");
     expect_echo(bench, "after")?;
     expect_vif()?;
@@ -150,7 +130,7 @@ fn disk_and_network_survive_a_restore(bench: &Bench<'_>) -> Result<()> {
 /// Fewer processors than possible ones, pinned; less memory than possible, which grows.
 fn processors_and_memory(bench: &Bench<'_>) -> Result<()> {
     let more = "vcpus = 2\nmaxvcpus = 3\ncpus = \"1\"\nmaxmem = 192\n";
-    guest(bench, "alpha", Kind::Pv, "", more)?;
+    bench.guest("alpha", Kind::Pv, "", more)?;
     bench.xendomains("start", 0)?;
     bench.wait_for_tick("alpha", 1)?;
     expect(&bench.console("alpha")?, &["alpha has cpus 0-1, memory "])?;
@@ -218,7 +198,7 @@ fn pygrub_boots_from_the_disk(bench: &Bench<'_>) -> Result<()> {
     expect(&bench.xendomains("start", 0)?, &names)?;
     for name in names {
         bench.wait_for_tick(name, 2)?;
-        written_tick(bench, name, name)?;
+        bench.writes(name, name)?;
     }
     // libxl has removed the kernels that pygrub had taken out of the disks.
     let left = bench.files("/var/lib/xen")?;

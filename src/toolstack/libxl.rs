@@ -18,6 +18,7 @@ use xenlight::{
 
 use super::create_lock;
 use super::memory::{Demand, Memory, Room};
+use super::xenstored;
 use super::{Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack};
 use crate::guest_config::{Cpus, GuestConfig, XlConf};
 use crate::image::{Image, NewImage};
@@ -42,6 +43,9 @@ pub enum OpenError {
     /// There is no libxl that fits the running hypervisor.
     #[error(transparent)]
     Library(#[from] xenlight::LibraryError),
+    /// xenstored is there and does not answer.
+    #[error(transparent)]
+    NoAnswer(#[from] xenstored::NoAnswer),
     /// libxl could not connect to the hypervisor or to xenstored.
     #[error("{0}; is this dom0, is xenstored running, and are you root?")]
     Connect(xenlight::Error),
@@ -79,8 +83,10 @@ impl Libxl {
     /// is xl's. `verbose` has libxl's log written to standard error; `interrupt` ends every wait that has a limit.
     ///
     /// # Errors
-    /// When there is no such library, its release is not one that is known to work, or it can't connect.
+    /// When there is no such library, its release is not one that is known to work, it can't connect, or xenstored does
+    /// not answer.
     pub fn open(xl_conf: &XlConf, verbose: bool, interrupt: Arc<Interrupt>) -> Result<Self, OpenError> {
+        xenstored::check()?;
         Self::with_library(Library::open_running()?, xl_conf, verbose, interrupt)
     }
 

@@ -6,6 +6,7 @@
 mod create_lock;
 pub mod libxl;
 mod memory;
+mod xenstored;
 
 use std::time::{Duration, Instant};
 

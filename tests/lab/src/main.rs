@@ -4,16 +4,20 @@
 //! an admin would do, and looks at the result with `xl`, xenstore, the guests' consoles and the file system.
 //!
 //! `lab-tests --program FILE [--xen RELEASE] [FILTER…]`; the last line counts: `N passed, N failed`.
+//!
+//! `lab-tests --program FILE [--xen RELEASE] --compare GUESTS [--rounds NUMBER] [--without-scripts]` measures instead.
 
 mod bench;
 mod configs;
 mod crash;
 mod devices;
+mod faults;
 mod guests;
 mod lifecycle;
 mod memory;
 mod pains;
 mod scenarios;
+mod speed;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,29 +30,36 @@ use xtask::lab::{Host, Lab, Machine, Release};
 
 use bench::Bench;
 use scenarios::Scenario;
+use speed::Comparison;
 
 struct Arguments {
     program: PathBuf,
     release: Release,
     filters: Vec<String>,
+    comparison: Option<Comparison>,
 }
 
 fn arguments() -> Result<Arguments> {
     let mut program = None;
     let mut release = Release::V4_17;
-    let mut filters = Vec::new();
+    let (mut filters, mut guests) = (Vec::new(), None);
+    let (mut rounds, mut scripts) = (1, true);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
         match word.as_str() {
             "--program" => program = Some(PathBuf::from(value()?)),
             "--xen" => release = value()?.parse().map_err(anyhow::Error::msg)?,
+            "--compare" => guests = Some(value()?.parse().context("--compare takes a number of guests")?),
+            "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
+            "--without-scripts" => scripts = false,
             option if option.starts_with('-') => bail!("{option} is not known"),
             _ => filters.push(word),
         }
     }
     let program = program.context("--program FILE is missing: the xendomains to test")?;
-    Ok(Arguments { program, release, filters })
+    let comparison = guests.map(|guests| Comparison { guests, rounds, scripts });
+    Ok(Arguments { program, release, filters, comparison })
 }
 
 /// The scenarios of a module, by the name that is printed.
@@ -75,6 +86,7 @@ const ALL: &[Group] = &[
             scenarios::ALL,
             guests::ALL,
             lifecycle::ALL,
+            faults::ALL,
             devices::ALL,
             memory::ALL,
             pains::ALL,
@@ -168,6 +180,12 @@ fn run() -> Result<bool> {
     let arguments = arguments()?;
     let workspace = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     let lab = Lab::open(&workspace)?;
+    if let Some(comparison) = &arguments.comparison {
+        let mut host = lab.host("compare", arguments.release)?.up()?;
+        let bench = Bench::install(&mut host, &arguments.program)?;
+        speed::compare(&bench, comparison).map_err(|error| error.context(bench.transcript()))?;
+        return host.down().map(|()| true);
+    }
     let wanted =
         |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|f| name.contains(f.as_str()));
     let outcomes = Outcomes::default();

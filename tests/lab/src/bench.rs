@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::counter;
 use xtask::exec;
-use xtask::lab::{Host, Output, console_log, guest, quote};
+use xtask::lab::{Host, Output, Release, console_log, guest, quote};
 
 /// Where the program is in dom0.
 pub const PROGRAM: &str = "/usr/sbin/xendomains";
@@ -48,6 +48,11 @@ impl<'h> Bench<'h> {
         bench.ok("mkdir -p /etc/xen/auto && rm -f /etc/xen/auto/* /etc/default/xendomains")?;
         bench.settings("")?;
         Ok(bench)
+    }
+
+    /// The release of Xen that runs.
+    pub fn release(&self) -> Release {
+        self.host.borrow().release()
     }
 
     /// What was run so far and what it said, for failures.

@@ -30,6 +30,18 @@ enum Task {
     },
     /// Run everything that CI runs; the last line counts
     Test,
+    /// Time the same work on a Xen host in a box: by this program, by the scripts, and by hand with xl
+    Bench {
+        /// Guests at work at the same time
+        #[arg(long, default_value_t = 8)]
+        guests: usize,
+        /// How often each does everything
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Leave the scripts out, which take minutes each time
+        #[arg(long)]
+        without_scripts: bool,
+    },
 }
 
 #[derive(Args)]
@@ -135,6 +147,9 @@ fn main() -> ExitCode {
         Task::Demo => workspace().and_then(|root| xtask::demo::run(&root)).map(|()| ExitCode::SUCCESS),
         Task::Fuzz { seconds } => {
             workspace().and_then(|root| xtask::fuzz::run(&root, seconds)).map(|(_, failed)| verdict(failed == 0))
+        }
+        Task::Bench { guests, rounds, without_scripts } => {
+            workspace().and_then(|root| xtask::test::bench(&root, guests, rounds, !without_scripts)).map(verdict)
         }
         Task::Test => workspace().and_then(|root| xtask::test::run(&root)).map(verdict),
     };

@@ -156,12 +156,30 @@ fn lab(workspace: &Path) -> Result<Count> {
     Ok(all)
 }
 
-/// A package of tests that is a program, and is told which `xendomains` to test.
+/// Has the same work done on a lab host by the program, by hand with `xl` and, if wanted, by the scripts, and prints what
+/// it took. Returns whether all of them could do it.
+///
+/// # Errors
+/// Something can't be built or started.
+pub fn bench(workspace: &Path, guests: usize, rounds: usize, scripts: bool) -> Result<bool> {
+    let mut command = on_program(workspace, "lab-tests")?;
+    command.args(["--compare", &guests.to_string(), "--rounds", &rounds.to_string()]);
+    if !scripts {
+        command.arg("--without-scripts");
+    }
+    Ok(command.status().context("start lab-tests")?.success())
+}
+
 fn with_program(workspace: &Path, package: &str, arguments: &[&str]) -> Result<Count> {
+    counted(on_program(workspace, package)?.args(arguments))
+}
+
+/// A package of tests that is a program, and is told which `xendomains` to test.
+fn on_program(workspace: &Path, package: &str) -> Result<Command> {
     let program = program::build(workspace)?;
     let mut command = Command::new(test_program(workspace, package)?);
-    command.current_dir(workspace).arg("--program").arg(program).args(arguments);
-    counted(&mut command)
+    command.current_dir(workspace).arg("--program").arg(program);
+    Ok(command)
 }
 
 /// What most tiers are built from. It is the same everywhere because cargo builds dependencies anew for each choice of

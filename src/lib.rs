@@ -17,6 +17,8 @@ pub mod spelling;
 pub mod toolstack;
 
 use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use cli::{Cli, Command};
@@ -46,7 +48,13 @@ pub struct Program<'a> {
     pub interrupt: &'a Interrupt,
     /// How to wait between two guests or two SysRq letters.
     pub sleep: &'a (dyn Fn(Duration) + Sync),
+    /// How long a stop may go on beyond the limit of the whole before the process is ended: [`PATIENCE`].
+    pub patience: Duration,
 }
+
+/// Beyond the limit of a whole stop, a guest that was asked to suspend may still do so, and a call that was aborted come
+/// back: a minute each. What takes longer does not come back.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What reports to those who have started this process with this command line.
 pub fn reporter(cli: &Cli) -> Reporter {
@@ -115,11 +123,36 @@ impl Program<'_> {
         for purpose in purposes {
             match purpose {
                 Purpose::Start => lifecycle::start(&run),
-                Purpose::Stop => lifecycle::stop(&run),
+                Purpose::Stop => self.within(settings.stop_timeout.value, || lifecycle::stop(&run)),
                 Purpose::Status => {}
             }
         }
         Ok(self.report.exit())
+    }
+
+    /// Does work that ends by itself when its limit is over, unless a call of the toolstack never comes back. As nothing
+    /// can end such a call, the process then ends: whoever shuts the host down counts on the limit.
+    fn within(&self, limit: Option<Duration>, work: impl FnOnce()) {
+        let Some(limit) = limit else { return work() };
+        let (report, longest) = (self.report, limit.saturating_add(self.patience));
+        let (done, is_done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                if is_done.recv_timeout(longest) == Err(RecvTimeoutError::Timeout) {
+                    report.error(&format!(
+                        "XENDOMAINS_STOP_TIMEOUT is over for {} s, and a call into the toolstack does not come back: \
+                         giving up. Guests without a line above may still run, or be suspended; see whether xenstored \
+                         still works. The next start or stop puts right what is left half done",
+                        longest.saturating_sub(limit).as_secs()
+                    ));
+                    // There is nobody left to tell if even this fails.
+                    let _ = report.finish(Exit::Failed);
+                    std::process::exit(Exit::Failed.code().into());
+                }
+            });
+            work();
+            drop(done);
+        });
     }
 
     fn run<'a>(&'a self, settings: &'a Settings, xen_host: &'a XenHost, toolstack: &'a dyn Toolstack) -> Run<'a> {
@@ -365,7 +398,14 @@ mod tests {
             let report = Reporter::new(Box::new(out.clone()), Box::new(err.clone()));
             let interrupt = Interrupt::new().expect("a descriptor");
             let exit = run(
-                &Program { host: &self.host, open: &open, report: &report, interrupt: &interrupt, sleep: &|_| {} },
+                &Program {
+                    host: &self.host,
+                    open: &open,
+                    report: &report,
+                    interrupt: &interrupt,
+                    sleep: &|_| {},
+                    patience: PATIENCE,
+                },
                 &cli,
             );
             let calls = opened.into_inner().then(|| mock.calls());
@@ -479,8 +519,14 @@ mod tests {
         let report = Reporter::new(Box::new(out), Box::new(err.clone()));
         let open = |_: &XlConf, _: bool| Err("no libxl".into());
         let interrupt = Interrupt::new().expect("a descriptor");
-        let program =
-            Program { host: &machine.host, open: &open, report: &report, interrupt: &interrupt, sleep: &|_| {} };
+        let program = Program {
+            host: &machine.host,
+            open: &open,
+            report: &report,
+            interrupt: &interrupt,
+            sleep: &|_| {},
+            patience: PATIENCE,
+        };
         for (word, exit) in [("start", Exit::NoToolstack), ("stop", Exit::NoToolstack), ("status", Exit::Unknown)]
         {
             let cli = Cli::try_parse_from(["xendomains", word]).expect("usage");

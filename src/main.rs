@@ -12,7 +12,7 @@ use xendomains::host::Host;
 use xendomains::interrupt::Interrupt;
 use xendomains::report::Exit;
 use xendomains::toolstack::libxl::Libxl;
-use xendomains::{Program, reporter, run};
+use xendomains::{PATIENCE, Program, reporter, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         report: &report,
         interrupt: &interrupt,
         sleep: &|time| interrupt.pause(time),
+        patience: PATIENCE,
     };
     run(&program, &cli).into()
 }

@@ -13,6 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use fake_libxl::StateFile;
@@ -70,6 +71,7 @@ fn play() {
         report: &report,
         interrupt: &interrupt,
         sleep: &std::thread::sleep,
+        patience: Duration::from_secs(1),
     };
     let cli = Cli::try_parse_from(["xendomains", &action]).expect("usage");
     std::process::exit(run(&program, &cli).code().into());
@@ -208,8 +210,8 @@ enum After {
 fn at_every_cut(what: &str, prepare: impl Fn(&Dom0) + Sync, action: &str) {
     let changes = || {
         // The last one of each is never reached.
-        let deaths = |call| (1..).take_while(|nth| is_cut(&prepare, action, &Death::Change(call, *nth), *nth));
-        CHANGES.iter().map(|call| deaths(call).count()).sum::<usize>()
+        let is_reached = |call, nth| is_cut(&prepare, action, &Death::Change(call, nth), nth);
+        CHANGES.iter().map(|call| (1..).take_while(|nth| is_reached(call, *nth)).count()).sum::<usize>()
     };
     let calls = || {
         let mut cuts = 0;
@@ -299,6 +301,27 @@ fn a_start_that_is_killed_while_it_restores() {
 #[test]
 fn a_start_that_is_killed_while_it_creates() {
     at_every_cut("start of guests from AUTO", |_| {}, "start");
+}
+
+/// libxl does not come back from a call in the middle of a stop that has a limit: that ends, says so, and the next ones
+/// put right what it has left.
+#[test]
+fn a_stop_whose_call_never_comes_back_ends() {
+    for call in ["libxl_retrieve_domain_configuration", "libxl_domain_suspend", "libxl_domain_destroy"] {
+        let dom0 = Dom0::new();
+        running(&dom0);
+        let mut settings = fs::read_to_string(dom0.path("settings")).expect("settings");
+        settings += "XENDOMAINS_STOP_TIMEOUT=1\n";
+        fs::write(dom0.path("settings"), settings).expect("a file");
+        let began = Instant::now();
+        let ended = dom0.program("stop", &Death::Call(json!([{"call": call, "stall_ms": 600_000}])));
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{call}: {said}");
+        assert!(said.contains("does not come back: giving up"), "{call}: {said}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{call}");
+        dom0.succeeds("start");
+        dom0.expect_running();
+    }
 }
 
 /// After a first death, so that the second one comes while the program puts right what that has left.

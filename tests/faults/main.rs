@@ -21,7 +21,7 @@ use xendomains::interrupt::Interrupt;
 use xendomains::report::Reporter;
 use xendomains::toolstack::Toolstack;
 use xendomains::toolstack::libxl::Libxl;
-use xendomains::{Program, run};
+use xendomains::{PATIENCE, Program, run};
 use xenlight::{Library, Release};
 
 /// A dom0 of files, with a fake hypervisor of its own.
@@ -99,8 +99,14 @@ impl Dom0 {
             Ok(Box::new(Libxl::with_library(self.library.clone(), xl_conf, verbose, interrupt)?))
         };
         let begun = Instant::now();
-        let program =
-            Program { host: &self.host, open: &open, report: &report, interrupt, sleep: &std::thread::sleep };
+        let program = Program {
+            host: &self.host,
+            open: &open,
+            report: &report,
+            interrupt,
+            sleep: &std::thread::sleep,
+            patience: PATIENCE,
+        };
         let code = run(&program, &cli).code();
         let took = begun.elapsed();
         Ended { code, said: said.text(), took }

@@ -60,7 +60,7 @@ enum LabTask {
         /// The release of Xen: 4.14, 4.17 or 4.20
         #[arg(long, default_value_t = Release::V4_17, value_name = "RELEASE")]
         xen: Release,
-        /// Processors; with more than one, PVH guests die now and then and HVM guests don't boot
+        /// Processors; HVM guests boot with one only, and with more PVH guests die now and then
         #[arg(long, default_value_t = Machine::default().cpus, value_name = "NUMBER")]
         cpus: u32,
         /// Memory of the whole host, MiB

@@ -9,12 +9,16 @@ use crate::scenarios::{SAVE, Scenario};
 pub const ALL: &[(&str, Scenario)] = &[
     ("disks_of_all_kinds", disks_of_all_kinds),
     ("disk_and_network_survive_a_restore", disk_and_network_survive_a_restore),
+    ("processors_and_memory", processors_and_memory),
     ("pygrub_boots_from_the_disk", pygrub_boots_from_the_disk),
     ("bootloaders_that_fail_or_hang", bootloaders_that_fail_or_hang),
 ];
 
-/// Those that need more than one processor to see a difference.
-pub const ON_TWO_PROCESSORS: &[(&str, Scenario)] = &[("processors_and_memory", processors_and_memory)];
+/// Those with guests that need a host with one processor: see [`xtask::lab::Machine`].
+pub const ON_ONE_PROCESSOR: &[(&str, Scenario)] = &[
+    ("hvm_guests_are_saved_and_restored", hvm_guests_are_saved_and_restored),
+    ("pvh_guests_are_saved_and_restored", pvh_guests_are_saved_and_restored),
+];
 
 /// dom0's address on the guests' bridge, and the guest's.
 const DOM0: &str = "192.168.7.1/24";
@@ -166,6 +170,60 @@ fn memory_inside(console: &str) -> Result<u64> {
         rest.trim_end().strip_suffix(" KiB")?.parse().ok()
     });
     last.with_context(|| format!("no word about memory in:\n{console}"))
+}
+
+/// HVM: a device model loads the kernel through the BIOS; the guest has PV disk and network and goes on from its image.
+fn hvm_guests_are_saved_and_restored(bench: &Bench<'_>) -> Result<()> {
+    const MAC: &str = "00:16:3e:00:00:02";
+    disk(bench, "disk")?;
+    let directory = xtask::lab::guest::DIRECTORY;
+    bench.write(
+        "/etc/xen/auto/alpha.cfg",
+        &format!(
+            "name = \"alpha\"\ntype = \"hvm\"\nkernel = \"{directory}/vmlinuz\"\nramdisk = \"{directory}/initrd\"\n\
+             memory = 192\nvcpus = 1\nvga = \"none\"\nserial = \"none\"\ntsc_mode = \"native\"\n\
+             disk = [\"/var/tmp/disk,raw,xvda,w\"]\nvif = [\"bridge=xenbr0,mac={MAC}\"]\n\
+             extra = \"console=hvc0 clocksource=xen tsc=nowatchdog guest=alpha disks\"\n"
+        ),
+    )?;
+    bench.xendomains("start", 0)?;
+    bench.wait_for_tick("alpha", 2)?;
+    expect(&bench.console("alpha")?, &["alpha disk xvda 8192", &format!("alpha net eth0 {MAC}")])?;
+    let models = || bench.ok("pgrep -c qemu-system || true");
+    ensure!(models()? == "1\n", "there is not one device model: {:?}", models()?);
+    let before = bench.writes("disk", "alpha")?;
+    expect(&bench.xendomains("stop", 0)?, &["alpha: saved"])?;
+    bench.expect_guests(&[])?;
+    ensure!(models()? == "0\n", "its device model is left: {:?}", models()?);
+    let ticks = bench.ticks("alpha")?;
+    expect(&bench.xendomains("start", 0)?, &["alpha: restored"])?;
+    bench.expect_continued("alpha", ticks)?;
+    ensure!(bench.writes("disk", "alpha")? > before, "the disk is not written after the restore");
+    bench.settings("XENDOMAINS_SAVE=\n")?;
+    expect(&bench.xendomains("stop", 0)?, &["alpha: shut down"])?;
+    bench.expect_guests(&[])?;
+    ensure!(models()? == "0\n", "its device model is left: {:?}", models()?);
+    Ok(())
+}
+
+/// PVH: seen from inside, saved by us and restored by xl, saved by xl and restored by us.
+fn pvh_guests_are_saved_and_restored(bench: &Bench<'_>) -> Result<()> {
+    const MAC: &str = "00:16:3e:00:00:01";
+    bench.ok("truncate -s 16M /var/tmp/disk.img")?;
+    let more = format!("disk = [\"/var/tmp/disk.img,raw,xvda,w\"]\nvif = [\"bridge=xenbr0,mac={MAC}\"]\n");
+    bench.auto(&[("beta", Kind::Pvh, &more)])?;
+    bench.xendomains("start", 0)?;
+    bench.wait_for_tick("beta", 2)?;
+    expect(&bench.console("beta")?, &["beta disk xvda 32768", &format!("beta net eth0 {MAC}")])?;
+    bench.xendomains("stop", 0)?;
+    let before = bench.ticks("beta")?;
+    bench.ok(&format!("xl restore {SAVE}/beta"))?;
+    bench.expect_continued("beta", before)?;
+    bench.ok(&format!("xl save beta {SAVE}/beta"))?;
+    let before = bench.ticks("beta")?;
+    bench.xendomains("start", 0)?;
+    bench.expect_continued("beta", before)?;
+    bench.expect_guests(&["beta"])
 }
 
 /// Makes disks that guests can be booted from: a file system with the kernel, its initial RAM disk and a menu.

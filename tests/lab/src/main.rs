@@ -78,7 +78,7 @@ struct Group {
 /// All scenarios.
 const ALL: &[Group] = &[
     Group {
-        cpus: 1,
+        cpus: 2,
         hosts: 2,
         scenarios: &[
             configs::ALL,
@@ -92,7 +92,7 @@ const ALL: &[Group] = &[
             pains::ALL,
         ],
     },
-    Group { cpus: 2, hosts: 1, scenarios: &[guests::ON_TWO_PROCESSORS] },
+    Group { cpus: 1, hosts: 1, scenarios: &[guests::ON_ONE_PROCESSOR] },
 ];
 
 /// Scenarios with their names.

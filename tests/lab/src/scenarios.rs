@@ -13,7 +13,6 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("start_creates_stop_saves_start_restores", start_creates_stop_saves_start_restores),
     ("starting_twice_starts_nothing_twice", starting_twice_starts_nothing_twice),
     ("without_save_guests_are_shut_down", without_save_guests_are_shut_down),
-    ("pvh_guests_are_saved_and_restored", pvh_guests_are_saved_and_restored),
     ("our_image_is_restored_by_xl", our_image_is_restored_by_xl),
     ("an_image_of_xl_is_restored_by_us", an_image_of_xl_is_restored_by_us),
     ("a_guest_of_ours_obeys_xl", a_guest_of_ours_obeys_xl),
@@ -102,27 +101,6 @@ fn without_save_guests_are_shut_down(bench: &Bench<'_>) -> Result<()> {
     bench.expect_guests(&[])?;
     ensure!(bench.files(SAVE)?.is_empty(), "images were written though SAVE is empty");
     Ok(())
-}
-
-const MAC: &str = "00:16:3e:00:00:01";
-
-/// PVH: seen from inside, saved by us and restored by xl, saved by xl and restored by us.
-fn pvh_guests_are_saved_and_restored(bench: &Bench<'_>) -> Result<()> {
-    bench.ok("truncate -s 16M /var/tmp/disk.img")?;
-    let more = format!("disk = [\"/var/tmp/disk.img,raw,xvda,w\"]\nvif = [\"bridge=xenbr0,mac={MAC}\"]\n");
-    bench.auto(&[("beta", Kind::Pvh, &more)])?;
-    bench.xendomains("start", 0)?;
-    bench.wait_for_tick("beta", 2)?;
-    expect(&bench.console("beta")?, &["beta disk xvda 32768", &format!("beta net eth0 {MAC}")])?;
-    bench.xendomains("stop", 0)?;
-    let before = bench.ticks("beta")?;
-    bench.ok(&format!("xl restore {SAVE}/beta"))?;
-    bench.expect_continued("beta", before)?;
-    bench.ok(&format!("xl save beta {SAVE}/beta"))?;
-    let before = bench.ticks("beta")?;
-    bench.xendomains("start", 0)?;
-    bench.expect_continued("beta", before)?;
-    bench.expect_guests(&["beta"])
 }
 
 fn our_image_is_restored_by_xl(bench: &Bench<'_>) -> Result<()> {

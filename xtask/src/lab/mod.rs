@@ -334,7 +334,7 @@ fn booted(lab: &Path, tools: &Tools, image: &Image, machine: Machine) -> Result<
             // Once through ssh and back: what that needs is then in dom0's memory for every restored host.
             ssh::configure(lab, part, &image.known_hosts(), port)?;
             ssh::connect(part)?;
-            ssh::run(part, "xl info >/dev/null; date >/dev/null; sync", &[])?.check()?;
+            ssh::run(part, "xl info >/dev/null; date >/dev/null; sync", &[], ssh::LIMIT)?.check()?;
             ssh::disconnect(part);
             qemu.monitor()?.human_quiet(&format!("savevm {SNAPSHOT}"))?;
             qemu.kill()
@@ -434,13 +434,23 @@ impl Host {
         self.run_with_input(command, &[])
     }
 
+    /// Whether dom0 still does anything at all, which a machine that has lost its way does not.
+    ///
+    /// # Errors
+    /// The host is off.
+    pub fn answers(&self) -> Result<bool> {
+        self.reachable()?;
+        Ok(ssh::run(&self.directory, "true", &[], Duration::from_secs(60)).is_ok_and(|output| output.success()))
+    }
+
     /// As [`run`](Self::run), with something on its standard input.
     ///
     /// # Errors
     /// dom0 can't be reached.
     pub fn run_with_input(&self, command: &str, input: &[u8]) -> Result<Output> {
         self.reachable()?;
-        ssh::run(&self.directory, command, input).with_context(|| format!("run {command:?} in {}", self.spec.name))
+        ssh::run(&self.directory, command, input, ssh::LIMIT)
+            .with_context(|| format!("run {command:?} in {}", self.spec.name))
     }
 
     /// A command in dom0's shell that the caller starts as it likes: in the background, with its output as it comes.

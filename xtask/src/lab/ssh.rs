@@ -168,17 +168,17 @@ pub fn interactive(directory: &Path) -> Command {
 }
 
 /// How long a command may take. The longest ones wait three minutes for a guest; beyond that the host does not answer.
-const LIMIT: Duration = Duration::from_secs(600);
+pub const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs `remote` in dom0's shell to its end.
 ///
 /// # Errors
-/// ssh itself can't be run, loses dom0, or takes longer than [`LIMIT`]; the command's failure is in the output.
-pub fn run(directory: &Path, remote: &str, input: &[u8]) -> Result<Output> {
+/// ssh itself can't be run, loses dom0, or takes longer than `limit`; the command's failure is in the output.
+pub fn run(directory: &Path, remote: &str, input: &[u8], limit: Duration) -> Result<Output> {
     let ssh = command(directory, remote);
     let began = Instant::now();
     let mut child = Command::new("timeout")
-        .args(["--signal=KILL", &LIMIT.as_secs().to_string()])
+        .args(["--signal=KILL", &limit.as_secs().to_string()])
         .arg(ssh.get_program())
         .args(ssh.get_args())
         .current_dir(directory)
@@ -197,8 +197,8 @@ pub fn run(directory: &Path, remote: &str, input: &[u8]) -> Result<Output> {
         child.wait_with_output()
     })
     .context("wait for ssh")?;
-    if began.elapsed() >= LIMIT {
-        bail!("dom0 has not done this within {} s: {remote}", LIMIT.as_secs());
+    if began.elapsed() >= limit {
+        bail!("dom0 has not done this within {} s: {remote}", limit.as_secs());
     }
     let status = output.status.code().unwrap_or(255);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

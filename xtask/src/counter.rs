@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::lab::{Host, console_log, quote};
 
 /// How long a guest may take to get somewhere, under emulation, before it counts as stuck.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The last count on a guest's console.
 ///
@@ -41,7 +41,7 @@ pub fn console(host: &Host, name: &str) -> Result<String> {
 /// Waits until a guest has counted to at least `count`.
 ///
 /// # Errors
-/// It does not within three minutes.
+/// It does not within five minutes.
 pub fn wait(host: &Host, name: &str, count: u64) -> Result<()> {
     let counted = |line: &str| count_in(line, name).is_some_and(|n| n >= count);
     host.wait_for_line(&console_log(name), counted, PATIENCE)?;

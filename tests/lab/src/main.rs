@@ -71,6 +71,8 @@ struct Group {
     cpus: u32,
     /// Hosts at work at the same time. QEMU emulates each in one thread.
     hosts: usize,
+    /// Only those that are asked for by name.
+    by_name: bool,
     /// In the order in which they are begun.
     scenarios: &'static [Scenarios],
 }
@@ -80,6 +82,7 @@ const ALL: &[Group] = &[
     Group {
         cpus: 2,
         hosts: 2,
+        by_name: false,
         scenarios: &[
             configs::ALL,
             crash::ALL,
@@ -92,7 +95,8 @@ const ALL: &[Group] = &[
             pains::ALL,
         ],
     },
-    Group { cpus: 1, hosts: 1, scenarios: &[guests::ON_ONE_PROCESSOR] },
+    Group { cpus: 1, hosts: 1, by_name: false, scenarios: &[guests::PVH] },
+    Group { cpus: 1, hosts: 1, by_name: true, scenarios: &[guests::HVM] },
 ];
 
 /// Scenarios with their names.
@@ -191,6 +195,9 @@ fn run() -> Result<bool> {
     let outcomes = Outcomes::default();
     let mut groups = Vec::new();
     for group in ALL {
+        if group.by_name && arguments.filters.is_empty() {
+            continue;
+        }
         let waiting: Named =
             group.scenarios.iter().copied().flatten().rev().filter(|(name, _)| wanted(name)).collect();
         if !waiting.is_empty() {

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use xtask::lab::console_log;
 
-use crate::bench::{Bench, Kind, PROGRAM};
+use crate::bench::{Bench, Kind, PROGRAM, expect};
 use crate::scenarios::{SAVE, Scenario};
 
 /// All of them, by the name that is printed. Together they have 20 cut points.
@@ -102,13 +102,19 @@ fn starts_killed_at(bench: &Bench<'_>, call: &str, times: usize) -> Result<()> {
     expect_one_boot(bench)
 }
 
-/// One guest has been shut down and the other one is about to be; the next stop and start go on from there.
+/// One guest has been shut down, and the other one does not hear that it should; the next stop and start go on from there.
 fn a_stop_that_is_killed_while_it_shuts_down(bench: &Bench<'_>) -> Result<()> {
     two_guests(bench, "beta", "XENDOMAINS_SAVE=\n")?;
+    bench.ok("xl destroy alpha")?;
+    bench.guest("alpha", Kind::Pv, "ignore_shutdown", "xendomains = [ \"order=0\" ]\n")?;
+    bench.xendomains("start", 0)?;
+    bench.wait_for_tick("alpha", 2)?;
     bench.ok(&format!(": >/tmp/stop; (setsid {PROGRAM} stop >/tmp/stop 2>&1 &) >/dev/null 2>&1"))?;
     bench.wait_for_line("/tmp/stop", "beta: shut down")?;
     bench.ok("pkill -KILL -x xendomains")?;
-    bench.xendomains("stop", 0)?;
+    bench.expect_guests(&["alpha"])?;
+    bench.settings("XENDOMAINS_SAVE=\nXENDOMAINS_STOP_MAXWAIT=3\nXENDOMAINS_DESTROY=true\n")?;
+    expect(&bench.xendomains("stop", 1)?, &["alpha: destroyed"])?;
     bench.expect_guests(&[])?;
     bench.xendomains("start", 0)?;
     expect_running(bench, "beta")

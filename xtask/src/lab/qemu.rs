@@ -74,8 +74,7 @@ const FAILED: &str = "LAB-FAILED";
 /// QEMU runs several processors in turn, and what it does to change over brings a fault of its SVM to light: an interrupt
 /// that Xen has injected into a PVH or HVM guest is injected once more if QEMU leaves the processor before the guest has
 /// left to Xen, whatever the guest then does. HVM guests never get out of their BIOS that way, and PVH guests die now and
-/// then: they need a host with one processor. For dom0 and PV guests two are up to twice as fast, although they take
-/// turns, because each keeps the address translations of the process that it runs.
+/// then: they need a host with one processor. dom0 and PV guests don't run under VMRUN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// Processors; dom0 sees all of them.

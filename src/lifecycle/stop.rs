@@ -272,9 +272,13 @@ impl<'a> Stop<'a> {
         if guests.len() < 2 {
             return HashSet::new();
         }
-        // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we know of.
-        let configuration = |guest: &Domain| self.run.toolstack.configuration(guest.domid).unwrap_or_default();
-        let configurations: Vec<Value> = guests.iter().map(configuration).collect();
+        let mut configurations = vec![Value::Null; guests.len()];
+        // Side by side: libxl forks to lock a domain's devices, and no guest is told before all have been asked for.
+        all_at_once(guests.iter().zip(&mut configurations).collect(), |(guest, configuration)| {
+            // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we
+            // know of.
+            *configuration = self.run.toolstack.configuration(guest.domid).unwrap_or_default();
+        });
         let is_driver = |guest: &Domain, own: &Value| {
             own["c_info"]["driver_domain"] == "True"
                 || configurations.iter().any(|other| has_backend(other, guest))

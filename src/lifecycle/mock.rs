@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -256,6 +257,26 @@ impl Toolstack for Mock {
         })
     }
 
+    fn send(&self, domain: &Domain, stream: OwnedFd, _: bool, deadline: Option<Instant>) -> Result<(), Error> {
+        let name = domain.name.as_deref().unwrap_or_default();
+        let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.with(|world| {
+            world.limits.insert(format!("send {name}"), limit);
+            world.call("send", name)?;
+            world.set(domain.domid, State::Shutdown(ShutdownReason::Suspend));
+            Ok(())
+        })?;
+        std::fs::File::from(stream).write_all(b"memory\n").map_err(|error| Error::new("send", error.to_string()))
+    }
+
+    fn rename(&self, domid: Domid, from: &str, to: &str) -> Result<(), Error> {
+        self.with(|world| {
+            world.call("rename", &format!("{from} {to}"))?;
+            world.domains.iter_mut().filter(|d| d.domid == domid).for_each(|d| d.name = Some(to.to_owned()));
+            Ok(())
+        })
+    }
+
     fn resume(&self, domid: Domid) -> Result<(), Error> {
         self.with(|world| {
             let name = world.name(domid);
@@ -343,6 +364,12 @@ impl Toolstack for Arc<Mock> {
     }
     fn save(&self, domain: &Domain, target: &mut NewImage, deadline: Option<Instant>) -> Result<(), Error> {
         (**self).save(domain, target, deadline)
+    }
+    fn send(&self, domain: &Domain, stream: OwnedFd, debug: bool, deadline: Option<Instant>) -> Result<(), Error> {
+        (**self).send(domain, stream, debug, deadline)
+    }
+    fn rename(&self, domid: Domid, from: &str, to: &str) -> Result<(), Error> {
+        (**self).rename(domid, from, to)
     }
     fn resume(&self, domid: Domid) -> Result<(), Error> {
         (**self).resume(domid)

@@ -1,10 +1,12 @@
 //! The toolstack over libxl, in this process.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::future::{Future, poll_fn};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,7 +21,7 @@ use xenlight::{
 use super::create_lock;
 use super::memory::{Demand, Memory, Room};
 use super::xenstored;
-use super::{Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack};
+use super::{Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack, without_domid};
 use crate::guest_config::{Cpus, GuestConfig, XlConf};
 use crate::image::{Image, NewImage};
 use crate::interrupt::Interrupt;
@@ -30,9 +32,6 @@ const ABORT_GRACE: Duration = Duration::from_secs(60);
 
 /// More NUMA nodes than any host has.
 const NODE_LIMIT: usize = 4096;
-
-/// Domain numbers from here on stand for something else than a domain.
-const FIRST_RESERVED_DOMID: u64 = 0x7ff0;
 
 /// How long a guest that has been asked to suspend may still do so after the save was aborted: libxl's own limit.
 const LATE_SUSPEND: Duration = Duration::from_secs(60);
@@ -56,26 +55,48 @@ pub struct Libxl {
     library: Library,
     context: Context,
     verbose: bool,
+    /// What the guests were asked for.
+    asked: Arc<Asked>,
     interrupt: Arc<Interrupt>,
     /// Where memory for guests comes from. `None`: from what is free only.
     memory: Option<Memory>,
 }
 
-/// Writes libxl's log to standard error as it comes.
-struct Stderr;
+/// What libxl says, in every release so far, when it asks a guest to suspend itself.
+const ASKS_TO_SUSPEND: &str = " suspend request via ";
 
-impl LogSink for Stderr {
+/// Listens to libxl's log.
+struct Log {
+    /// Whether it is written to standard error as it comes.
+    verbose: bool,
+    asked: Arc<Asked>,
+}
+
+/// The domains that were asked to suspend themselves since somebody has begun to look.
+#[derive(Default)]
+struct Asked(Mutex<HashSet<Domid>>);
+
+impl Asked {
+    fn domains(&self) -> MutexGuard<'_, HashSet<Domid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LogSink for Log {
     fn record(&self, record: &LogRecord) {
-        if record.level != LogLevel::Progress {
+        if self.verbose && record.level != LogLevel::Progress {
             eprintln!("{record}");
+        }
+        if record.level == LogLevel::Debug && record.text.contains(ASKS_TO_SUSPEND) {
+            self.asked.domains().extend(record.domid());
         }
     }
 }
 
-fn connect(library: &Library, verbose: bool) -> Result<Context, xenlight::Error> {
-    let sink = verbose.then(|| Box::new(Stderr) as Box<dyn LogSink>);
+fn connect(library: &Library, verbose: bool, asked: &Arc<Asked>) -> Result<Context, xenlight::Error> {
+    let sink = Box::new(Log { verbose, asked: Arc::clone(asked) });
     // Several contexts, each with children: the one mode in which libxl allows that.
-    Context::open(library, Children::LibxlReapsOwn, sink)
+    Context::open(library, Children::LibxlReapsOwn, Some(sink))
 }
 
 impl Libxl {
@@ -100,14 +121,15 @@ impl Libxl {
         verbose: bool,
         interrupt: Arc<Interrupt>,
     ) -> Result<Self, OpenError> {
-        let context = connect(&library, verbose).map_err(OpenError::Connect)?;
+        let asked = Arc::default();
+        let context = connect(&library, verbose, &asked).map_err(OpenError::Connect)?;
         let version = context.version().ok();
         let command_line = version.as_ref().map(|version| version.commandline.as_str());
         let memory = xl_conf.autoballoon.is_on(context.release().minor, command_line).then(|| {
             let lock = xl_conf.lockfile.as_deref().unwrap_or(Path::new(create_lock::DEFAULT));
             Memory::new(context.clone(), lock, Arc::clone(&interrupt))
         });
-        Ok(Self { library, context, verbose, interrupt, memory })
+        Ok(Self { library, context, verbose, asked, interrupt, memory })
     }
 
     /// The release in use.
@@ -118,7 +140,7 @@ impl Libxl {
     /// A context of its own for a call that builds a domain: libxl does that with the context locked, so on a shared
     /// one builds would wait for each other, and all other calls for them.
     fn builder(&self, action: &'static str) -> Result<Context, Error> {
-        connect(&self.library, self.verbose).map_err(|e| failed(action, &e))
+        connect(&self.library, self.verbose, &self.asked).map_err(|e| failed(action, &e))
     }
 
     /// Sees to it that there is memory for a guest, where that is done. Keeps xl's lock and the memory until dropped.
@@ -179,6 +201,30 @@ impl Libxl {
             // Any end will do: what it was is looked at afterwards. So is a failure to wait.
             let _ = events.next_until(Some(Instant::now() + LATE_SUSPEND));
         }
+    }
+
+    /// Writes a guest's state to a file or to whoever is at the other end of a pipe, and leaves it suspended. After an
+    /// error it runs on, if it can be let run.
+    fn suspend_to(
+        &self,
+        action: &'static str,
+        domain: &Domain,
+        stream: OwnedFd,
+        flags: SaveFlags,
+        deadline: Option<Instant>,
+    ) -> Result<(), Error> {
+        self.asked.domains().remove(&domain.domid);
+        let events = self.context.domain_events();
+        let save =
+            events.watch(domain.domid, domain.uuid).and_then(|()| self.context.save(domain.domid, stream, flags));
+        let (outcome, timed_out) = self.within(save, deadline);
+        outcome.map(drop).map_err(|e| {
+            // A guest that is copied while it runs is asked only when little of it is left.
+            if timed_out && (!flags.live || self.asked.domains().contains(&domain.domid)) {
+                self.await_late_suspend(domain, &events);
+            }
+            self.resume_after(domain.domid, Error { timed_out, ..failed(action, &e) })
+        })
     }
 
     /// Lets a guest run on after a failed save. libxl refuses, and changes nothing, when it was never suspended.
@@ -407,17 +453,15 @@ impl Toolstack for Libxl {
             target.write_header(&without_domid(config.into_json())).and_then(|()| target.file().try_clone());
         let stream =
             prepared.map_err(|e| Error::new(ACTION, format!("can't write {}: {e}", target.path().display())))?;
-        let events = self.context.domain_events();
-        let save = events
-            .watch(domain.domid, domain.uuid)
-            .and_then(|()| self.context.save(domain.domid, stream.into(), SaveFlags::default()));
-        let (outcome, timed_out) = self.within(save, deadline);
-        outcome.map(drop).map_err(|e| {
-            if timed_out {
-                self.await_late_suspend(domain, &events);
-            }
-            self.resume_after(domain.domid, Error { timed_out, ..failed(ACTION, &e) })
-        })
+        self.suspend_to(ACTION, domain, stream.into(), SaveFlags::default(), deadline)
+    }
+
+    fn send(&self, domain: &Domain, stream: OwnedFd, debug: bool, deadline: Option<Instant>) -> Result<(), Error> {
+        self.suspend_to("migrate", domain, stream, SaveFlags { live: true, debug }, deadline)
+    }
+
+    fn rename(&self, domid: Domid, from: &str, to: &str) -> Result<(), Error> {
+        self.context.rename(domid, Some(from), to).map_err(|e| failed("rename", &e))
     }
 
     fn resume(&self, domid: Domid) -> Result<(), Error> {
@@ -483,16 +527,6 @@ impl Toolstack for Libxl {
     }
 }
 
-/// The number a domain had is nothing to ask for when it comes back: it may be another's by then.
-fn without_domid(mut config: Value) -> Value {
-    if let Some(info) = config.get_mut("c_info").and_then(|c| c.as_object_mut()) {
-        if info.get("domid").and_then(serde_json::Value::as_u64).is_none_or(|domid| domid < FIRST_RESERVED_DOMID) {
-            info.remove("domid");
-        }
-    }
-    config
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -515,14 +549,5 @@ mod tests {
         });
         // What is there already counts all the same.
         assert_eq!(block_until(std::future::ready(1), None, Some(&interrupt)), Some(1));
-    }
-
-    #[test]
-    fn the_number_is_left_out_of_what_comes_back() {
-        let config = serde_json::json!({"c_info": {"domid": 7, "name": "web"}});
-        assert_eq!(without_domid(config), serde_json::json!({"c_info": {"name": "web"}}));
-        // libxl chooses one at random.
-        let config = serde_json::json!({"c_info": {"domid": 4_294_967_294_u32}});
-        assert_eq!(without_domid(config.clone()), config);
     }
 }

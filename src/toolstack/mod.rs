@@ -8,6 +8,7 @@ pub mod libxl;
 mod memory;
 mod xenstored;
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -129,6 +130,19 @@ pub enum Ending {
 /// Is told what a call waits for, when that is not the guest's own doing and may take long.
 pub type Note<'a> = &'a dyn Fn(&str);
 
+/// Domain numbers from here on stand for something else than a domain.
+const FIRST_RESERVED_DOMID: u64 = 0x7ff0;
+
+/// The number a domain had is nothing to ask for when it comes back, or elsewhere: it may be another's by then.
+pub(crate) fn without_domid(mut config: Value) -> Value {
+    if let Some(info) = config.get_mut("c_info").and_then(Value::as_object_mut) {
+        if info.get("domid").and_then(Value::as_u64).is_none_or(|domid| domid < FIRST_RESERVED_DOMID) {
+            info.remove("domid");
+        }
+    }
+    config
+}
+
 /// What start, stop and status need of a toolstack.
 ///
 /// Calls block until libxl (or the command) reports completion and may be made from several threads at once. A
@@ -163,7 +177,16 @@ pub trait Toolstack: Send + Sync {
     /// makes the image durable and only then destroys the guest.
     fn save(&self, domain: &Domain, target: &mut NewImage, deadline: Option<Instant>) -> Result<(), Error>;
 
-    /// Lets a guest that a save has left suspended run on.
+    /// Writes the guest's state into `stream`, to be built from it at the other end, and leaves the guest suspended. It
+    /// runs meanwhile, but for the last part. `debug` has more logged.
+    ///
+    /// After an error the guest has been resumed and runs on, unless `left_suspended` says otherwise.
+    fn send(&self, domain: &Domain, stream: OwnedFd, debug: bool, deadline: Option<Instant>) -> Result<(), Error>;
+
+    /// Gives a domain that is called `from` another name.
+    fn rename(&self, domid: Domid, from: &str, to: &str) -> Result<(), Error>;
+
+    /// Lets a guest that a save or a migration has left suspended run on.
     fn resume(&self, domid: Domid) -> Result<(), Error>;
 
     /// Asks a guest to shut down and returns at once. A guest without PV drivers gets the ACPI power button.
@@ -180,4 +203,18 @@ pub trait Toolstack: Send + Sync {
 
     /// Sends a SysRq letter to a guest.
     fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_is_left_out_of_what_comes_back() {
+        let config = serde_json::json!({"c_info": {"domid": 7, "name": "web"}});
+        assert_eq!(without_domid(config), serde_json::json!({"c_info": {"name": "web"}}));
+        // libxl chooses one at random.
+        let config = serde_json::json!({"c_info": {"domid": 4_294_967_294_u32}});
+        assert_eq!(without_domid(config.clone()), config);
+    }
 }

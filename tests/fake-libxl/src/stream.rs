@@ -18,6 +18,9 @@ const CHUNK: usize = 65_536;
 /// Longer records than any that are written here.
 const TOO_LONG: u32 = 1 << 26;
 
+/// A level of the logger.
+const DEBUG: i32 = 1;
+
 /// Records of the libxl stream.
 mod outer {
     pub const END: u32 = 0;
@@ -159,7 +162,9 @@ fn memory(seed: u64, offset: u64, size: usize) -> Vec<u8> {
 }
 
 /// Asks the guest to suspend itself.
-fn suspend_guest(domid: u32, cancel: &Cancel) -> Result<(), Stop> {
+fn suspend_guest(ctx: &Ctx, domid: u32, cancel: &Cancel) -> Result<(), Stop> {
+    let said = "issuing PVH/HVM suspend request via XenBus control node";
+    ctx.log(DEBUG, -1, &format!("fake_libxl.c:1:suspend: Domain {domid}:{said}"));
     let Some(domain) = world(|w| w.domains.get(&domid).cloned()) else {
         return Err(Stop::Guest(error::FAIL, "domain is gone"));
     };
@@ -195,7 +200,7 @@ fn suspend_guest(domid: u32, cancel: &Cancel) -> Result<(), Stop> {
 
 /// `libxl_domain_suspend_only`'s work.
 pub fn suspend_only(ctx: &Ctx, domid: u32, cancel: &Cancel, rule: &Rule) -> End {
-    conclude(ctx, domid, cancel, rule, suspend_guest(domid, cancel))
+    conclude(ctx, domid, cancel, rule, suspend_guest(ctx, domid, cancel))
 }
 
 /// The save helper: suspends the guest and writes its image.
@@ -224,7 +229,7 @@ pub fn save(ctx: &Ctx, domid: u32, fd: RawFd, live: bool, cancel: &Cancel, rule:
     }
     let about = json!({"image": image, "number": number, "uuid": domain.uuid, "payload": payload});
     let mut pipe = Pipe::new(fd, cancel, limit);
-    let result = write_all(&mut pipe, domid, &domain.kind, live, number, payload, &about);
+    let result = write_all(ctx, &mut pipe, domid, &domain.kind, live, number, payload, &about);
     if result.is_ok() {
         world(|w| {
             if let Some(image) = w.images.get_mut(&image) {
@@ -236,6 +241,7 @@ pub fn save(ctx: &Ctx, domid: u32, fd: RawFd, live: bool, cancel: &Cancel, rule:
 }
 
 fn write_all(
+    ctx: &Ctx,
     pipe: &mut Pipe<'_>,
     domid: u32,
     kind: &str,
@@ -263,14 +269,14 @@ fn write_all(
     header.extend(crate::runtime::release().minor.to_ne_bytes());
     pipe.write(&header)?;
     if !live {
-        suspend_guest(domid, pipe.cancel)?;
+        suspend_guest(ctx, domid, pipe.cancel)?;
     }
     pipe.record(inner::PAGE_DATA, about.to_string().as_bytes())?;
     let mut offset = 0;
     let mut suspended = !live;
     while offset < payload {
         if !suspended && offset >= payload / 2 {
-            suspend_guest(domid, pipe.cancel)?;
+            suspend_guest(ctx, domid, pipe.cancel)?;
             suspended = true;
         }
         let size = usize::try_from(payload - offset).unwrap_or(CHUNK).min(CHUNK);
@@ -278,7 +284,7 @@ fn write_all(
         offset += size as u64;
     }
     if !suspended {
-        suspend_guest(domid, pipe.cancel)?;
+        suspend_guest(ctx, domid, pipe.cancel)?;
     }
     pipe.record(inner::END, &[])?;
     if kind == "hvm" {

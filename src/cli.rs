@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// Starts a Xen host's guests at boot and stops them at shutdown.
 ///
 /// What is done with which guest is written in /etc/default/xendomains or /etc/sysconfig/xendomains: start restores the
-/// images that stop has saved and then starts the guests of the AUTO directory; stop saves or shuts down the guests
-/// that run.
+/// images that stop has saved and then starts the guests of the AUTO directory; stop migrates, saves or shuts down the
+/// guests that run.
 #[derive(Debug, Parser)]
 #[command(name = "xendomains", version, disable_help_subcommand = true, after_long_help = EXIT_CODES)]
 pub struct Cli {
@@ -31,7 +31,10 @@ pub struct Cli {
 pub enum Command {
     /// Restore saved guests, then start the guests of the AUTO directory that don't run yet.
     Start(Output),
-    /// Save the guests that run, or shut them down.
+    /// Migrate the guests that run, save them, or shut them down.
+    ///
+    /// A guest of which it can't be known whether it runs on the host that it was migrated to stays suspended here and is
+    /// not touched any more. start, stop and status say so, and how to decide, until somebody has decided.
     Stop(Output),
     /// Stop, then start.
     Restart(Output),
@@ -60,8 +63,8 @@ pub struct Output {
     /// Print one JSON document at the end, instead of lines while guests are worked on.
     ///
     /// It has the fields "exit" (the exit code), "seconds" (how long everything took), "actions" and "messages", the
-    /// latter two in the order in which things happened. An action has "guest", "action" (restore, start, sysrq, save,
-    /// shutdown, shutdown-request, clean-up, stop), "result" (done or failed), "seconds" and "reason" (why it failed, or
+    /// latter two in the order in which things happened. An action has "guest", "action" (restore, start, sysrq,
+    /// migrate, save, shutdown, shutdown-request, clean-up, stop), "result" (done or failed), "seconds" and "reason" (why it failed, or
     /// null). A message has "level" (error, warning or note) and "text". There may be more fields and words in later
     /// versions. What failed or is doubtful is also written to standard error, as without this option.
     #[arg(long)]
@@ -136,6 +139,6 @@ Exit codes of start, stop, restart, reload, plan, check and config:
 
 Exit codes of status:
   0  guests run, and every guest of the AUTO directory does
-  1  guests run, but one of the AUTO directory does not, or a saved image waits
+  1  guests run, but one of the AUTO directory does not, a saved image waits, or a guest may run on another host
   3  no guest runs
   4  not known: Xen can't be asked";

@@ -39,6 +39,8 @@ pub struct Host {
     pub lock_file: PathBuf,
     /// For what is not to outlive the boot.
     pub run_dir: PathBuf,
+    /// For what is to be remembered over boots.
+    pub state_dir: PathBuf,
     /// Where Linux shows its processes.
     pub processes: PathBuf,
     /// Where init scripts keep their marks, if it exists.
@@ -64,6 +66,7 @@ impl Default for Host {
             boot_id: "/proc/sys/kernel/random/boot_id".into(),
             lock_file: "/run/xendomains.lock".into(),
             run_dir: "/run/xendomains".into(),
+            state_dir: "/var/lib/xendomains".into(),
             processes: "/proc".into(),
             subsys_dir: "/var/lock/subsys".into(),
             lock_dir: "/var/lock".into(),
@@ -214,6 +217,7 @@ pub(crate) fn fake_dom0(dir: &Path) -> Host {
         boot_id: file("boot_id", "b00710\n"),
         lock_file: dir.join("run.lock"),
         run_dir: dir.join("run"),
+        state_dir: dir.join("state"),
         processes: dir.join("processes"),
         subsys_dir: dir.join("subsys"),
         lock_dir: dir.to_owned(),

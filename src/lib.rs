@@ -10,6 +10,7 @@ pub mod image;
 pub mod interrupt;
 pub mod lifecycle;
 pub mod lock;
+pub mod migrate;
 pub mod needs;
 pub mod report;
 pub mod settings;
@@ -173,7 +174,7 @@ impl Program<'_> {
         });
         let toolstack = self.toolstack(&xl_conf, cli.verbose, Exit::Unknown)?;
         let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
-        let overview = lifecycle::overview(&settings, &xen_host, &*toolstack, self.report)
+        let overview = lifecycle::overview(self.host, &settings, &xen_host, &*toolstack, self.report)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Unknown))?;
         let answer = if json { overview.json() } else { overview.table() };
         self.answer(&answer, Exit::Unknown)?;
@@ -464,7 +465,8 @@ mod tests {
         for (settings, words) in [
             ("if true; then", &["start", "stop", "restart", "reload"][..]),
             ("XENDOMAINS_USLEEP=x", &["start", "stop", "restart"]),
-            ("XENDOMAINS_MIGRATE=host", &["stop", "restart"]),
+            ("XENDOMAINS_MIGRATE='host --ssl'", &["start", "stop", "restart"]),
+            ("XENDOMAINS_MIGRATE='host -C /nonexistent/web.cfg'", &["stop", "restart"]),
             ("XENDOMAINS_TOOLSTACK=xm", &["start", "stop"]),
         ] {
             let machine = Machine::new(settings);
@@ -554,7 +556,7 @@ mod tests {
 
     #[test]
     fn check_looks_at_everything_and_touches_nothing() {
-        let mut machine = Machine::new("XENDOMAINS_SAEV=/x\nXENDOMAINS_MIGRATE=far");
+        let mut machine = Machine::new("XENDOMAINS_SAEV=/x\nXENDOMAINS_MIGRATE='far -C /nonexistent/x'");
         machine.host.root = false;
         fs::remove_file(&machine.host.hypervisor_type).expect("remove");
         let bad = machine.dir.path().join("auto/bad");

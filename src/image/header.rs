@@ -48,7 +48,7 @@ pub(super) struct Header {
 }
 
 /// The bytes before the stream. An error: the configuration is longer than the format can say.
-pub(super) fn encode(config: &Value) -> io::Result<Vec<u8>> {
+pub(crate) fn encode(config: &Value) -> io::Result<Vec<u8>> {
     let text = config.to_string();
     let too_long = |_| io::Error::new(io::ErrorKind::InvalidInput, "the guest's configuration is too long");
     if text.len() as u64 + 5 > CONFIG_LIMIT {

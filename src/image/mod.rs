@@ -39,6 +39,7 @@ use uuid::Uuid;
 
 pub use consume::{Consumed, put_back_unused, set_aside};
 pub use directory::{SaveDirectory, ScanEntry, SkipReason};
+pub(crate) use header::encode as encode_header;
 pub use left_behind::LeftBehind;
 pub use name::encode_name;
 pub use new_image::{NewImage, Saved};

@@ -54,7 +54,7 @@ pub struct Guest {
 
 impl Guest {
     /// Whether it is this very domain. Its name may have been changed.
-    pub(super) fn is_same_domain(&self, other: &Guest) -> bool {
+    pub(crate) fn is_same_domain(&self, other: &Guest) -> bool {
         (self.uuid, self.domid, &self.boot_id) == (other.uuid, other.domid, &other.boot_id)
     }
 }

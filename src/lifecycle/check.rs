@@ -6,7 +6,7 @@ use crate::guest_config::{GuestConfig, XenHost};
 use crate::image::{Image, Verdict};
 use crate::needs;
 use crate::report::Reporter;
-use crate::settings::Settings;
+use crate::settings::{Settings, TransportKind};
 
 /// Looks through the AUTO and SAVE directories. What can't be used counts as a failure. `on_host` says that this is the
 /// machine on which the guests will run, so that what they need must be here.
@@ -15,11 +15,34 @@ pub fn check(settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Re
     found.guests.iter().for_each(|guest| check_guest(guest, on_host, report));
     found.messages.tell(report);
 
+    check_migrate(settings, xen_host, report);
+
     let found = images(settings.save.value.as_deref());
     found.images.iter().for_each(|image| check_image(image, report));
     found.messages.tell(report);
     for path in &found.superseded {
         report.warn(&format!("{}: an older image of a guest that has a newer one", path.display()));
+    }
+}
+
+/// Says where guests would be migrated to. Whether anybody is there is not tried.
+fn check_migrate(settings: &Settings, xen_host: &XenHost, report: &Reporter) {
+    let Some(migrate) = &settings.migrate.value else { return };
+    let over = match &migrate.transport {
+        TransportKind::Ssh { port: None } => "over ssh".to_owned(),
+        TransportKind::Ssh { port: Some(port) } => format!("over ssh, port {port}"),
+        TransportKind::Command(command) => format!("over `{command}`"),
+        TransportKind::Target => "each of which is a command".to_owned(),
+    };
+    let origin = &settings.migrate.origin;
+    report.note(&format!("{origin}: stop migrates guests to {}, {over}", migrate.targets.join(" or ")));
+    if let Some(path) = migrate.config.as_deref().filter(|path| path.exists()) {
+        match GuestConfig::read(path, xen_host) {
+            Ok(guest) => {
+                report.note(&format!("{origin}: {} there becomes what {} says", guest.name, path.display()))
+            }
+            Err(error) => report.error(&format!("{origin}: -C: {error}")),
+        }
     }
 }
 
@@ -99,6 +122,30 @@ mod tests {
         assert!(out.contains(&image) && out.ends_with(" ago)\n"), "{out}");
         assert_eq!(bench.err(), "");
         assert_eq!(bench.saved(), ["db"]);
+    }
+
+    #[test]
+    fn where_guests_would_be_migrated_to_is_said() {
+        for (value, said) in [
+            ("far", "settings:3: stop migrates guests to far, over ssh\n"),
+            ("far further -p 7", "settings:3: stop migrates guests to far or further, over ssh, port 7\n"),
+            ("far -s /bin/mine", "settings:3: stop migrates guests to far, over `/bin/mine`\n"),
+        ] {
+            let mut bench = Bench::new();
+            bench.settings.push_str(&format!("XENDOMAINS_MIGRATE='{value}'\n"));
+            assert_eq!(checked(&bench, true), Exit::Done);
+            assert!(bench.out().contains(said), "{}", bench.out());
+        }
+        let mut bench = Bench::new();
+        let file = bench.path("web.cfg");
+        bench.settings.push_str(&format!("XENDOMAINS_MIGRATE='far -C {}'\n", file.display()));
+        fs::write(&file, "name = ").expect("write");
+        assert_eq!(checked(&bench, true), Exit::Failed);
+        assert!(bench.err().contains("settings:3: -C: "), "{}", bench.err());
+        bench.toolstack.domain("web", crate::toolstack::State::Running);
+        assert_eq!(bench.stop(), Exit::Failed);
+        assert_eq!(bench.toolstack.calls(), [""; 0], "nothing is touched");
+        assert!(bench.err().contains("settings:3: XENDOMAINS_MIGRATE: -C: "), "{}", bench.err());
     }
 
     #[test]

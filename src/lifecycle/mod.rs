@@ -3,6 +3,7 @@
 
 mod check;
 mod directories;
+mod migrations;
 #[cfg(test)]
 pub(crate) mod mock;
 mod order;
@@ -23,6 +24,7 @@ use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
 use crate::image::{self, Image};
 use crate::interrupt::Interrupt;
+use crate::migrate::AWAY;
 use crate::report::Reporter;
 use crate::settings::Settings;
 use crate::toolstack::{self, Domain, ShutdownReason, State, Toolstack};
@@ -92,7 +94,7 @@ impl Identity {
         let is_it = |domain: &&Domain| {
             let name = domain.name.as_deref().unwrap_or_default();
             let name = name.strip_suffix("--incoming").unwrap_or(name);
-            let name = name.strip_suffix("--migratedaway").unwrap_or(name);
+            let name = name.strip_suffix(AWAY).unwrap_or(name);
             name == self.name || Some(domain.uuid) == self.uuid
         };
         domains.iter().filter(|domain| domain.domid != 0 && domain.state != State::Dying).find(is_it)

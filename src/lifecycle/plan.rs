@@ -57,11 +57,14 @@ struct Guest {
 
 #[derive(Debug, Serialize)]
 struct Step {
-    /// `restore`, `create`; `sysrq`, `save`, `shutdown`, `ask to shut down`, `destroy`, `clean up`.
+    /// `restore`, `create`; `sysrq`, `migrate`, `save`, `shutdown`, `ask to shut down`, `destroy`, `clean up`.
     action: &'static str,
     /// The image or the file that the guest is started from.
     #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<String>,
+    /// The hosts that it is offered to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<Vec<String>>,
     /// How long it may take, seconds; absent for what has no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit_seconds: Option<u64>,
@@ -72,7 +75,7 @@ struct Step {
 
 impl Step {
     fn new(action: &'static str) -> Step {
-        Step { action, from: None, limit_seconds: None, wait_seconds: None }
+        Step { action, from: None, to: None, limit_seconds: None, wait_seconds: None }
     }
 
     fn within(action: &'static str, limit: Option<Duration>) -> Step {
@@ -142,8 +145,7 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
             .filter(|(_, steps)| !steps.is_empty())
             .collect();
         let Some((first, _)) = planned.first() else { continue };
-        longest =
-            longest.zip(level_time(settings.save_jobs.value.get(), &planned)).map(|(sum, level)| sum + level);
+        longest = longest.zip(level_time(settings, &planned)).map(|(sum, level)| sum + level);
         levels.push(Level {
             order: stop.wish(first).order,
             driver_domains: drivers.contains(&first.domid),
@@ -191,6 +193,9 @@ fn steps(run: &Run<'_>, stop: &Stop<'_>, guest: &Domain, selected: bool) -> Vec<
         if !settings.sysrq.value.is_empty() {
             steps.push(Step::new("sysrq"));
         }
+        if let Some(migrate) = settings.migrate.value.as_ref().filter(|_| chain.migrate) {
+            steps.push(Step { to: Some(migrate.targets.clone()), ..Step::within("migrate", limit) });
+        }
         if chain.save {
             steps.push(Step::within("save", limit));
         }
@@ -205,19 +210,24 @@ fn steps(run: &Run<'_>, stop: &Stop<'_>, guest: &Domain, selected: bool) -> Vec<
     steps
 }
 
-/// The longest that a level can take, seconds: its guests are side by side, but only so many are saved at once.
-fn level_time(save_jobs: usize, guests: &[(&Domain, Vec<Step>)]) -> Option<u64> {
-    let mut saves = Vec::new();
+/// The longest that a level can take, seconds: its guests are side by side, but only so many are migrated or saved at
+/// once.
+fn level_time(settings: &crate::settings::Settings, guests: &[(&Domain, Vec<Step>)]) -> Option<u64> {
+    let (mut moves, mut saves) = (Vec::new(), Vec::new());
     let mut rest = 0;
     for step in guests.iter().flat_map(|(_, steps)| steps) {
         match (step.action, step.limit_seconds) {
+            ("migrate", limit) => moves.push(limit?),
             ("save", limit) => saves.push(limit?),
             ("shutdown", limit) => rest = rest.max(limit?),
             _ => {}
         }
     }
-    saves.sort_unstable();
-    let turns: u64 = saves.rchunks(save_jobs).filter_map(|turn| turn.last()).sum();
+    let turns = |mut limits: Vec<u64>, jobs: usize| -> u64 {
+        limits.sort_unstable();
+        limits.rchunks(jobs).filter_map(|turn| turn.last()).sum()
+    };
+    let turns = turns(moves, settings.migrate_jobs.value.get()) + turns(saves, settings.save_jobs.value.get());
     let shutdowns =
         |(_, steps): &(&Domain, Vec<Step>)| steps.iter().filter(|step| step.action == "shutdown").count();
     let chain = guests.iter().map(shutdowns).max().unwrap_or_default();
@@ -286,6 +296,9 @@ impl Step {
         let mut text = self.action.to_owned();
         if let Some(from) = &self.from {
             let _ = write!(text, " from {}", one_line(from));
+        }
+        if let Some(to) = &self.to {
+            let _ = write!(text, " to {}", one_line(&to.join(" or ")));
         }
         if let Some(limit) = self.limit_seconds {
             let _ = write!(text, " (at most {limit} s)");
@@ -378,6 +391,29 @@ mod tests {
              room for images: 2 MiB\nat the longest: 0:01:20\n"
         );
         assert_eq!(plan.text(), expected);
+        assert_eq!(bench.toolstack.calls(), [""; 0]);
+    }
+
+    #[test]
+    fn stop_names_the_hosts_that_guests_are_offered_to() {
+        let mut bench = Bench::new();
+        bench.settings.push_str("XENDOMAINS_MIGRATE='--live far further'\nXENDOMAINS_STOP_MAXWAIT=10\n");
+        bench.settings.push_str("XENDOMAINS_MIGRATE_JOBS=1\nXENDOMAINS_SAVE_JOBS=1\n");
+        wishes(&bench, "db", "'stop=save'");
+        for name in ["web", "mail", "db"] {
+            bench.toolstack.domain(name, State::Running);
+        }
+        let plan = planned(&bench, plan_stop);
+        let rest = "save (at most 10 s), else shutdown (at most 10 s), else shutdown (at most 10 s)";
+        let usual = format!("migrate to far or further (at most 10 s), else {rest}");
+        // Two migrations and three saves in turn, and two shutdowns.
+        let expected = format!(
+            "1. no order given\n   web   {usual}\n   mail  {usual}\n   db    {rest}\nroom for images: 3 MiB\n\
+             at the longest: 0:01:10\n"
+        );
+        assert_eq!(plan.text(), expected);
+        let json: serde_json::Value = serde_json::from_str(&plan.json()).expect("JSON");
+        assert_eq!(json["levels"][0]["guests"][0]["steps"][0]["to"], serde_json::json!(["far", "further"]));
         assert_eq!(bench.toolstack.calls(), [""; 0]);
     }
 

@@ -1,5 +1,5 @@
 //! What an earlier start or stop has left half done, because it was killed: guests that are suspended for a save that
-//! never ended or had just ended, and guests that were being built.
+//! never ended or had just ended, guests that were being migrated, and guests that were being built.
 //!
 //! A guest that is being built has a note in a directory that does not outlive the boot. It is written before the build
 //! begins and removed when the guest runs. A domain with a note that is paused and has never run is therefore nobody's:
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::migrations::recover_migrated;
 use super::{Run, name, reason};
 use crate::image::{self, Image, LeftBehind, SaveDirectory};
 use crate::toolstack::{Domain, Error, ShutdownReason, State};
@@ -48,6 +49,7 @@ pub(super) fn recover(run: &Run<'_>) -> Result<Vec<Domain>, Error> {
         Err(_) => None,
     };
     let mut changed = forget_builds(run, &domains, save);
+    changed |= recover_migrated(run, &domains);
     if let Some(directory) = &directory {
         for domain in domains.iter().filter(|domain| is_suspended(domain) || is_half_destroyed(domain)) {
             changed |= recover_saved(run, directory, domain);

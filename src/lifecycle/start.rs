@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unreadable_image_of};
+use super::migrations::elsewhere;
 use super::order::levels;
 use super::recovery::{begin_building, recover};
 use super::workers::{Places, all_at_once, in_order, lock};
@@ -129,8 +130,25 @@ impl<'a> Start<'a> {
     /// What is to be started, in which order.
     fn levels(&self, domains: &[Domain]) -> Vec<Vec<Job>> {
         let mut jobs = self.jobs(domains);
+        self.leave_elsewhere(&mut jobs, domains);
         jobs.retain(|job| job.image.is_some() || self.is_to_be_created(job, domains, domains));
         levels(jobs, Job::order)
+    }
+
+    /// Takes out the guests that were migrated away: they run on another host, or may.
+    fn leave_elsewhere(&self, jobs: &mut Vec<Job>, domains: &[Domain]) {
+        let (guests, _) = elsewhere(self.run.host, domains);
+        for guest in guests {
+            let identity = guest.identity();
+            let before = jobs.len();
+            jobs.retain(|job| !job.identity.is_same_guest(&identity));
+            match (jobs.len() < before, guest.undecided, self.dry) {
+                (true, true, true) => self.run.report.warn(&guest.describe()),
+                (true, false, _) => self.run.report.note(&guest.describe()),
+                // It was said before anything was done, or need not be said.
+                (true, true, false) | (false, ..) => {}
+            }
+        }
     }
 
     /// What is to be started, images before files.

@@ -8,8 +8,10 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::directories::{Messages, auto_guests, images};
+use super::migrations::elsewhere;
 use super::{Identity, is_alive, state_word};
 use crate::guest_config::XenHost;
+use crate::host::Host;
 use crate::image::{Image, Verdict};
 use crate::report::{Exit, Reporter, one_line};
 use crate::settings::Settings;
@@ -42,7 +44,8 @@ struct Guest {
     uuid: Option<Uuid>,
     /// Domain id.
     id: Option<u32>,
-    /// `running`, `paused`, `shutdown`, `rebooting`, `suspended`, `crashed`, `dying`; `down` without a domain.
+    /// `running`, `paused`, `shutdown`, `rebooting`, `suspended`, `crashed`, `dying`; `down` without a domain, or `moved`
+    /// if it was migrated.
     state: &'static str,
     memory_kib: Option<u64>,
     max_memory_kib: Option<u64>,
@@ -61,12 +64,17 @@ struct Guest {
     image_fate: Option<&'static str>,
     /// Why it would not be restored, or what of it can't be looked at.
     image_reason: Option<String>,
+    /// The host that it was migrated to and runs on.
+    migrated_to: Option<String>,
+    /// The host that it may run on: whether a migration has come to its end there is not known.
+    may_run_on: Option<String>,
     #[serde(skip)]
     alive: bool,
 }
 
 /// Asks the toolstack and looks into the directories. What can't be read there is reported as a warning.
 pub fn overview(
+    host: &Host,
     settings: &Settings,
     xen_host: &XenHost,
     toolstack: &dyn Toolstack,
@@ -82,6 +90,7 @@ pub fn overview(
     };
     overview.add_auto(settings, xen_host, report);
     overview.add_images(settings, report);
+    overview.add_migrations(host, &domains, report);
     overview.guests.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     Ok(overview)
 }
@@ -116,6 +125,25 @@ impl Overview {
         }
     }
 
+    /// Guests that run elsewhere are named if they belong here, and those that may run elsewhere in any case.
+    fn add_migrations(&mut self, host: &Host, domains: &[Domain], report: &Reporter) {
+        let (guests, unreadable) = elsewhere(host, domains);
+        unreadable.iter().for_each(|message| report.warn(message));
+        self.complete &= unreadable.is_empty();
+        for away in guests {
+            let guest = self.find_or_add(&away.identity());
+            if guest.id.is_none() {
+                guest.state = MOVED;
+            }
+            if away.undecided {
+                report.warn(&away.describe());
+                guest.may_run_on = Some(away.record.target);
+            } else {
+                guest.migrated_to = Some(away.record.target);
+            }
+        }
+    }
+
     /// What can't be used makes the answer incomplete; what is passed over is nobody's question here.
     fn take(&mut self, messages: &Messages, report: &Reporter) {
         for message in messages.failures.iter().chain(&messages.warnings) {
@@ -137,7 +165,8 @@ impl Overview {
         if !self.guests.iter().any(|guest| guest.alive) {
             return Exit::NoneRunning;
         }
-        let missing = |guest: &Guest| (guest.auto && !guest.alive) || guest.image.is_some();
+        let missing =
+            |guest: &Guest| (guest.auto && !guest.alive) || guest.image.is_some() || guest.may_run_on.is_some();
         if !self.complete || self.guests.iter().any(missing) { Exit::SomeMissing } else { Exit::AllRunning }
     }
 
@@ -194,6 +223,8 @@ impl Guest {
             image_age_seconds: None,
             image_fate: None,
             image_reason: None,
+            migrated_to: None,
+            may_run_on: None,
             alive: is_alive(domain),
         }
     }
@@ -216,6 +247,8 @@ impl Guest {
             image_age_seconds: None,
             image_fate: None,
             image_reason: None,
+            migrated_to: None,
+            may_run_on: None,
             alive: false,
         }
     }
@@ -254,6 +287,8 @@ fn shown(path: &Path) -> String {
 
 const RESTORE: &str = "restore";
 
+const MOVED: &str = "moved";
+
 /// What start would do with an image of this verdict, and why or in spite of what.
 pub(super) fn fate(verdict: Verdict) -> (&'static str, Option<String>) {
     match verdict {
@@ -287,7 +322,7 @@ mod tests {
 
     fn look(bench: &Bench) -> Overview {
         let mut found = None;
-        bench.run(|run| found = Some(overview(run.settings, run.xen_host, run.toolstack, run.report)));
+        bench.run(|run| found = Some(overview(run.host, run.settings, run.xen_host, run.toolstack, run.report)));
         found.expect("asked").expect("answered")
     }
 
@@ -338,6 +373,8 @@ mod tests {
                 "image_age_seconds": null,
                 "image_fate": null,
                 "image_reason": null,
+                "migrated_to": null,
+                "may_run_on": null,
             }],
         });
         assert_eq!(json, expected);

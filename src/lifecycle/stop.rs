@@ -1,4 +1,4 @@
-//! stop: save the guests, or shut them down.
+//! stop: migrate the guests, save them, or shut them down.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::directories::{auto_guests, images, tell_aside};
+use super::migrations::records;
 use super::order::levels;
 use super::recovery::recover;
-use super::workers::{Places, all_at_once, lock};
+use super::workers::{Place, Places, all_at_once, lock};
 use super::{Identity, Run, is_alive, is_finished, name, reason};
 use crate::guest_config::{GuestConfig, PerGuest, StopAction};
 use crate::image::{Consumed, Image, SaveDirectory};
+use crate::migrate::{Migration, Outcome, With};
 use crate::report::Action;
 use crate::settings::{Settings, ShutdownOptions};
 use crate::toolstack::{Domain, Domid, Ending, Error, ShutdownReason, State};
@@ -28,7 +30,8 @@ const REBOOT: Duration = Duration::from_secs(3);
 const RESERVE: Duration = Duration::from_secs(60);
 
 /// Stops guests, in the reverse of the order in which they start, those with the same order side by side and driver
-/// domains last: each selected one is sent the SysRq letters, then saved or, if that is not wanted or fails, shut down.
+/// domains last: each selected one is sent the SysRq letters, then migrated, saved or shut down, the next of these where
+/// one is not wanted or fails.
 /// In the end SHUTDOWN_ALL sees to everything that still runs, and DESTROY to what is left even then.
 pub fn stop(run: &Run<'_>) {
     let begun = Instant::now();
@@ -51,6 +54,8 @@ pub(super) struct Stop<'a> {
     auto: Vec<GuestConfig>,
     /// Places for guests that are being saved.
     saves: Places,
+    /// Places for guests that are being migrated.
+    moves: Places,
     /// Images from before, of guests that have run since.
     outdated: Mutex<Vec<Consumed>>,
     /// Whether a guest may be about to come back: it has rebooted, or somebody else took it away.
@@ -70,6 +75,8 @@ enum Then {
 pub(super) struct Chain {
     /// Destroy it, and nothing else.
     pub(super) at_once: bool,
+    /// Migrate it.
+    pub(super) migrate: bool,
     /// Save it.
     pub(super) save: bool,
     /// Shut it down.
@@ -82,9 +89,11 @@ impl Chain {
     /// By the settings and by what the guest's file asks for.
     pub(super) fn new(settings: &Settings, wish: &PerGuest) -> Chain {
         let shut_down = wish.stop == Some(StopAction::Shutdown);
+        let stays = shut_down || wish.stop == Some(StopAction::Save);
         let shutdown = settings.shutdown.value.filter(|_| !shut_down);
         Chain {
             at_once: wish.stop == Some(StopAction::Destroy),
+            migrate: settings.migrate.value.is_some() && !stays,
             save: settings.save.value.is_some() && !shut_down,
             shutdown: shutdown.or_else(|| shut_down.then_some(ShutdownOptions { wait: true })),
             destroy: wish.destroy.unwrap_or(settings.destroy.value),
@@ -98,6 +107,14 @@ pub(super) fn step_limit(settings: &Settings, wish: &PerGuest) -> Option<Duratio
         Some(limit) => Some(limit).filter(|limit| !limit.is_zero()),
         None => settings.stop_maxwait.value,
     }
+}
+
+/// Where guests can go.
+struct Ways<'a> {
+    /// To another host.
+    migration: Option<Migration<'a>>,
+    /// Into images.
+    directory: Option<SaveDirectory>,
 }
 
 /// One guest on its way down.
@@ -117,20 +134,31 @@ impl<'a> Stop<'a> {
             deadline: run.settings.stop_timeout.value.and_then(|limit| begun.checked_add(limit)),
             auto: read_auto(run),
             saves: Places::new(run.settings.save_jobs.value),
+            moves: Places::new(run.settings.migrate_jobs.value),
             outdated: Mutex::default(),
             may_return: AtomicBool::new(false),
         }
     }
 
     fn all(&self) -> Result<(), Error> {
+        let settings = self.run.settings;
+        let jobs = settings.migrate_jobs.value.get();
+        let migration = match Migration::new(&settings.migrate, jobs, records(self.run.host), self.run.xen_host) {
+            Ok(migration) => migration,
+            Err(message) => {
+                self.run.report.error(&message);
+                return Ok(());
+            }
+        };
         let mut guests = recover(self.run)?;
         guests.retain(Domain::is_manageable);
         self.set_outdated_aside(&guests);
         let directory = self.save_directory(&self.select(guests));
-        let shutdown_all = self.run.settings.shutdown_all.value;
+        let ways = Ways { migration, directory };
+        let shutdown_all = settings.shutdown_all.value;
         let selected = self.in_rounds(
             |guests| self.select(guests),
-            |guests| self.stop_levels(guests, directory.as_ref(), u32::from(shutdown_all.is_some())),
+            |guests| self.stop_levels(guests, &ways, u32::from(shutdown_all.is_some())),
         )?;
         if let Some(options) = shutdown_all {
             let alive = |mut guests: Vec<Domain>| {
@@ -243,7 +271,7 @@ impl<'a> Stop<'a> {
     }
 
     /// Stops guests level by level; `later` steps of the stop come after them.
-    fn stop_levels(&self, guests: &[Domain], directory: Option<&SaveDirectory>, later: u32) {
+    fn stop_levels(&self, guests: &[Domain], ways: &Ways<'_>, later: u32) {
         let mut levels = self.stop_order(guests);
         while let Some(level) = levels.pop() {
             if self.is_told_to_end() {
@@ -252,7 +280,7 @@ impl<'a> Stop<'a> {
             let later = later + u32::try_from(levels.len()).unwrap_or(u32::MAX);
             let deadline = self.deadline.map(|deadline| share(deadline, later));
             all_at_once(level, |guest| {
-                self.stop_guest(&Task { guest, wish: self.wish(guest), deadline }, directory);
+                self.stop_guest(&Task { guest, wish: self.wish(guest), deadline }, ways);
             });
         }
     }
@@ -288,7 +316,7 @@ impl<'a> Stop<'a> {
     }
 
     /// The whole chain for one guest.
-    fn stop_guest(&self, task: &Task<'_>, directory: Option<&SaveDirectory>) {
+    fn stop_guest(&self, task: &Task<'_>, ways: &Ways<'_>) {
         let guest = task.guest;
         if is_finished(guest) {
             return self.clean_up(guest);
@@ -302,12 +330,17 @@ impl<'a> Stop<'a> {
             return; // Suspended: it can't answer. The end of the stop reports it.
         }
         let task = Task { guest: &guest, wish: task.wish.clone(), deadline: task.deadline };
-        let (directory, shutdown) = (directory.filter(|_| chain.save), chain.shutdown);
-        if directory.is_some() || shutdown.is_some() {
+        let migration = ways.migration.as_ref().filter(|_| chain.migrate);
+        let (directory, shutdown) = (ways.directory.as_ref().filter(|_| chain.save), chain.shutdown);
+        if migration.is_some() || directory.is_some() || shutdown.is_some() {
             self.wake(&guest);
         }
-        let later = u32::from(shutdown.is_some());
-        let then = directory.map_or(Then::NextStep, |directory| self.save(&task, directory, later));
+        let last = u32::from(shutdown.is_some());
+        let later = last + u32::from(directory.is_some());
+        let mut then = migration.map_or(Then::NextStep, |migration| self.migrate(&task, migration, later));
+        if let (Then::NextStep, Some(directory), false) = (then, directory, self.is_told_to_end()) {
+            then = self.save(&task, directory, last);
+        }
         if let (Then::NextStep, Some(options), false) = (then, shutdown, self.is_told_to_end()) {
             self.shut_down(&task, options);
         }
@@ -355,16 +388,65 @@ impl<'a> Stop<'a> {
         }
     }
 
-    fn save(&self, task: &Task<'_>, directory: &SaveDirectory, later: u32) -> Then {
+    fn migrate(&self, task: &Task<'_>, migration: &Migration<'_>, later: u32) -> Then {
         let guest = task.guest;
-        let waiting = Instant::now();
         let deadline = task.deadline.map(|deadline| share(deadline, later));
-        let place = self.saves.take(deadline).filter(|_| !is_over(deadline) && !self.is_told_to_end());
-        let Some(_place) = place else {
-            let reason = if self.is_told_to_end() { "told to end" } else { "the time for the whole stop is over" };
-            self.run.report.failed(Action::Save, name(guest), waiting.elapsed(), reason);
+        let Some(_place) = self.place(&self.moves, Action::Migrate, guest, deadline) else {
             return Then::NextStep;
         };
+        let begun = Instant::now();
+        let fail = |reason: &str| self.run.report.failed(Action::Migrate, name(guest), begun.elapsed(), reason);
+        let known = match self.run.domain(guest) {
+            Ok(known) => known,
+            Err(error) => {
+                fail(&format!("the boot id: {error}"));
+                return Then::NextStep;
+            }
+        };
+        let Run { toolstack, report, interrupt, .. } = *self.run;
+        let with = With { toolstack, report, interrupt };
+        match migration.migrate(guest, &known, with, self.limit(&task.wish, deadline)) {
+            Outcome::Moved { target, remains } => {
+                report.note(&format!("{}: runs on {target} now", name(guest)));
+                report.done(Action::Migrate, name(guest), begun.elapsed());
+                if let Some(error) = remains {
+                    let left = "it was migrated, but its suspended remains are still there";
+                    fail(&format!("{left}: {}", reason(&error)));
+                }
+                Then::Nothing
+            }
+            Outcome::Stays { why } => {
+                fail(&why);
+                Then::NextStep
+            }
+            Outcome::Suspended { why } | Outcome::Unknown { why } => {
+                fail(&why);
+                Then::Nothing
+            }
+        }
+    }
+
+    /// Waits for a place among those that do the same. `None`: there was none in time, which is reported.
+    fn place<'p>(
+        &self,
+        places: &'p Places,
+        action: Action,
+        guest: &Domain,
+        deadline: Option<Instant>,
+    ) -> Option<Place<'p>> {
+        let waiting = Instant::now();
+        let place = places.take(deadline).filter(|_| !is_over(deadline) && !self.is_told_to_end());
+        if place.is_none() {
+            let reason = if self.is_told_to_end() { "told to end" } else { "the time for the whole stop is over" };
+            self.run.report.failed(action, name(guest), waiting.elapsed(), reason);
+        }
+        place
+    }
+
+    fn save(&self, task: &Task<'_>, directory: &SaveDirectory, later: u32) -> Then {
+        let guest = task.guest;
+        let deadline = task.deadline.map(|deadline| share(deadline, later));
+        let Some(_place) = self.place(&self.saves, Action::Save, guest, deadline) else { return Then::NextStep };
         let begun = Instant::now();
         match self.try_to_save(guest, directory, self.limit(&task.wish, deadline)) {
             Ok(()) => {

@@ -1,7 +1,7 @@
-//! Settings that are understood but not yet acted on. Where one of them would change what happens, nothing is done at
-//! all rather than something else than asked for.
+//! Settings that are understood but can't be acted on, or not yet. Where one of them would change what happens, nothing
+//! is done at all rather than something else than asked for.
 
-use crate::settings::{Setting, Settings, ToolstackChoice};
+use crate::settings::{Settings, ToolstackChoice};
 
 /// What the settings are going to be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +25,9 @@ pub fn unsupported(settings: &Settings, purpose: Purpose) -> Vec<String> {
     let Settings { toolstack, migrate, .. } = settings;
     let command = matches!(toolstack.value, ToolstackChoice::Xl | ToolstackChoice::Xm);
     refuse(command, "TOOLSTACK", " other than `auto` or `libxl`", &toolstack.origin);
-    match purpose {
-        Purpose::Stop => {
-            let Setting { value, origin } = migrate;
-            let somewhere = !value.as_encoded_bytes().trim_ascii().is_empty();
-            refuse(somewhere, "MIGRATE", &format!("={}", value.to_string_lossy()), origin);
-        }
-        Purpose::Start | Purpose::Status => {}
+    let config = migrate.value.as_ref().and_then(|migrate| migrate.config.as_deref());
+    if let Some(path) = config.filter(|path| purpose == Purpose::Stop && !path.exists()) {
+        found.push(format!("{}: XENDOMAINS_MIGRATE: -C {} is not there", migrate.origin, path.display()));
     }
     found
 }
@@ -46,7 +42,8 @@ mod tests {
     fn each_is_refused_where_it_would_change_what_happens_and_only_there() {
         use Purpose::{Start, Status, Stop};
         for (text, refused) in [
-            ("XENDOMAINS_MIGRATE=host", &[Stop][..]),
+            ("XENDOMAINS_MIGRATE=host", &[][..]),
+            ("XENDOMAINS_MIGRATE='host -C /nonexistent/web.cfg'", &[Stop]),
             ("XENDOMAINS_MIGRATE=' '", &[]),
             ("XENDOMAINS_DESTROY=true", &[]),
             ("XENDOMAINS_RESTORE_FAILED=start", &[]),

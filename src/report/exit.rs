@@ -19,7 +19,7 @@ pub enum Exit {
     Settings,
     /// `status` 0: guests run, and every guest of the AUTO directory does.
     AllRunning,
-    /// `status` 1: guests run, but one of the AUTO directory does not, or an image waits.
+    /// `status` 1: guests run, but one of the AUTO directory does not, an image waits, or a guest may run elsewhere.
     SomeMissing,
     /// `status` 3: no guest runs.
     NoneRunning,

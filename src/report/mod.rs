@@ -39,6 +39,8 @@ pub enum Action {
     /// Send it SysRq letters.
     #[serde(rename = "sysrq")]
     SysRq,
+    /// Move it to another host, while it runs.
+    Migrate,
     /// Write its image and destroy it.
     Save,
     /// Ask it to shut down, and wait.
@@ -62,6 +64,7 @@ impl Action {
             Action::Restore => "restore",
             Action::Create => "start",
             Action::SysRq => "SysRq",
+            Action::Migrate => "migration",
             Action::Save => "save",
             Action::ShutDown => "shutdown",
             Action::AskToShutDown => "shutdown request",
@@ -77,6 +80,7 @@ impl Action {
             Action::Restore => "restoring",
             Action::Create => "starting",
             Action::SysRq => "sending SysRq",
+            Action::Migrate => "migrating",
             Action::Save => "saving",
             Action::ShutDown => "shutting down",
             Action::AskToShutDown => "asking to shut down",
@@ -92,6 +96,7 @@ impl Action {
             Action::Restore => "restored",
             Action::Create => "started",
             Action::SysRq => "SysRq sent",
+            Action::Migrate => "migrated",
             Action::Save => "saved",
             Action::ShutDown => "shut down",
             Action::AskToShutDown => "asked to shut down",
@@ -389,6 +394,7 @@ mod tests {
             (Action::Restore, "restore"),
             (Action::Create, "start"),
             (Action::SysRq, "sysrq"),
+            (Action::Migrate, "migrate"),
             (Action::Save, "save"),
             (Action::ShutDown, "shutdown"),
             (Action::AskToShutDown, "shutdown-request"),

@@ -3,10 +3,10 @@
 //! The file is shell assignments, read without a shell (see [`shell`]). Every setting has a type and a default, and
 //! remembers where its value comes from, so that messages can name file and line.
 
+mod migrate;
 pub mod shell;
 mod value;
 
-use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use migrate::{Migrate, TransportKind};
 pub use value::ShutdownOptions;
 
 /// Where a value comes from.
@@ -74,8 +75,8 @@ pub struct Settings {
     pub usleep: Setting<Duration>,
     /// `XENDOMAINS_CREATE_USLEEP`: the wait after each creation but the last.
     pub create_usleep: Setting<Duration>,
-    /// `XENDOMAINS_MIGRATE`: where to migrate guests to on stop; empty for nowhere.
-    pub migrate: Setting<OsString>,
+    /// `XENDOMAINS_MIGRATE`: where to migrate guests to on stop; `None` for nowhere.
+    pub migrate: Setting<Option<Migrate>>,
     /// `XENDOMAINS_SAVE`: the directory for images; `None` for no saving.
     pub save: Setting<Option<PathBuf>>,
     /// `XENDOMAINS_SHUTDOWN`: how to shut a guest down; `None` for not at all.
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!(settings.sysrq.value, []);
         assert_eq!(settings.usleep.value, Duration::from_millis(100));
         assert_eq!(settings.create_usleep.value, Duration::from_secs(5));
-        assert_eq!(settings.migrate.value, "");
+        assert_eq!(settings.migrate.value, None);
         assert_eq!(settings.save.value.as_deref(), Some(Path::new("/var/lib/xen/save")));
         assert_eq!(settings.shutdown.value, waiting);
         assert_eq!(settings.shutdown_all.value, waiting);
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!(settings.sysrq.value, ['s', 'e', 'i', 'u', 'o']);
         assert_eq!(settings.usleep.value, Duration::from_micros(1));
         assert_eq!(settings.create_usleep.value, Duration::ZERO);
-        assert_eq!(settings.migrate.value, "--live h");
+        assert_eq!(settings.migrate.value.expect("given").targets, ["h"]);
         assert_eq!(settings.migrate.origin, file(4));
         assert_eq!(settings.save.value.as_deref(), Some(Path::new("/srv/save")));
         assert_eq!(settings.shutdown.value, Some(ShutdownOptions { wait: true }));
@@ -316,6 +317,7 @@ mod tests {
             ("XENDOMAINS_SAVE_JOBS=many", "`many`"),
             ("XENDOMAINS_RESTORE_FAILED=retry", "`retry`"),
             ("XENDOMAINS_TOOLSTACK=xend", "`xend`"),
+            ("XENDOMAINS_MIGRATE='h --ssl'", "XENDOMAINS_MIGRATE: `--ssl`"),
             ("echo hello", "`echo`"),
         ] {
             let error = parse(&format!("# first\n{text}\n")).expect_err(text).to_string();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::shell::{Assignment, Script};
-use super::{DEFAULT_STOP_JOBS, Error, Origin, RestoreFailed, Setting, Settings, ToolstackChoice};
+use super::{DEFAULT_STOP_JOBS, Error, Origin, RestoreFailed, Setting, Settings, ToolstackChoice, migrate};
 use crate::spelling;
 
 const PREFIX: &str = "XENDOMAINS_";
@@ -78,7 +78,7 @@ impl Values {
             sysrq: self.setting("SYSRQ", Vec::new(), sysrq_letters)?,
             usleep: self.setting("USLEEP", Duration::from_millis(100), microseconds)?,
             create_usleep: self.setting("CREATE_USLEEP", Duration::from_secs(5), microseconds)?,
-            migrate: self.setting("MIGRATE", OsString::new(), |bytes| Ok(OsString::from_vec(bytes.to_vec())))?,
+            migrate: self.setting("MIGRATE", None, |bytes| migrate::read(text(bytes)?))?,
             save: self.setting("SAVE", Some("/var/lib/xen/save".into()), directory)?,
             shutdown: self.setting("SHUTDOWN", Some(ShutdownOptions { wait: true }), shutdown_options)?,
             shutdown_all: self.setting("SHUTDOWN_ALL", Some(ShutdownOptions { wait: true }), shutdown_options)?,

@@ -44,6 +44,7 @@ pub fn host(directory: &Path) -> Host {
         boot_id: at("boot_id"),
         lock_file: at("lock/xendomains.lock"),
         run_dir: at("run"),
+        state_dir: at("remembered"),
         processes: at("processes"),
         subsys_dir: at("lock/subsys"),
         lock_dir: at("lock"),

@@ -3,6 +3,9 @@
 #[path = "../dom0/mod.rs"]
 mod dom0;
 mod memory;
+mod migrate;
+#[path = "../target/mod.rs"]
+mod target;
 
 use std::fs;
 use std::io::{self, Write};
@@ -132,19 +135,7 @@ impl Dom0 {
 
     /// The guests that there are: name, and whether each runs (and is not suspended, shut down or paused).
     fn guests(&self) -> Vec<(String, bool)> {
-        let state = self.control.state();
-        let mut guests: Vec<_> = state["domains"]
-            .as_object()
-            .expect("domains")
-            .values()
-            .filter(|domain| domain["domid"] != 0)
-            .map(|domain| {
-                let runs = domain["shutdown"].is_null() && domain["paused"] == false;
-                (domain["name"].as_str().unwrap_or("(none)").to_owned(), runs)
-            })
-            .collect();
-        guests.sort();
-        guests
+        target::guests(&self.control.state())
     }
 
     /// Whether this was called for a guest.

@@ -6,6 +6,9 @@
 
 #[path = "../dom0/mod.rs"]
 mod dom0;
+mod migrate;
+#[path = "../target/mod.rs"]
+mod target;
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -63,7 +63,7 @@ fn run(arguments: &[String]) -> Done {
         "create" => create(&xl, &with("qnf:", &[("quiet", 'q'), ("dryrun", 'n'), ("defconfig", 'f')])?),
         "restore" => restore(&xl, &with("", &[])?),
         "save" => save(&xl, &with("", &[])?),
-        "migrate" => migrate(&xl, &with("", &[])?),
+        "migrate" => migrate(&xl, &with("s:", &[])?),
         "shutdown" => shutdown(&xl, &with("awF", &[("all", 'a'), ("wait", 'w')])?),
         "sysrq" => {
             let options = with("", &[])?;

@@ -31,5 +31,5 @@ fn the_template_names_every_setting_that_works_with_its_default() {
         ($($name:ident)*) => { $(same(stringify!($name), &uncommented.$name, &default.$name);)* };
     }
     check!(sysrq usleep create_usleep migrate save shutdown shutdown_all restore auto auto_only stop_maxwait);
-    check!(start_maxwait start_jobs save_jobs stop_timeout destroy restore_failed device_wait toolstack);
+    check!(start_maxwait start_jobs save_jobs migrate_jobs stop_timeout destroy restore_failed device_wait toolstack);
 }

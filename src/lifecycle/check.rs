@@ -39,7 +39,7 @@ fn check_migrate(settings: &Settings, xen_host: &XenHost, report: &Reporter) {
     if let Some(path) = migrate.config.as_deref().filter(|path| path.exists()) {
         match GuestConfig::read(path, xen_host) {
             Ok(guest) => {
-                report.note(&format!("{origin}: {} there becomes what {} says", guest.name, path.display()))
+                report.note(&format!("{origin}: {} there becomes what {} says", guest.name, path.display()));
             }
             Err(error) => report.error(&format!("{origin}: -C: {error}")),
         }

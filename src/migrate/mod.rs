@@ -148,7 +148,7 @@ impl<'a> Migration<'a> {
             };
             self.targets.give_back(place, domain.memory_kib);
             let _ = write!(reasons, "{}{target}: {why}", if reasons.is_empty() { "" } else { "; " });
-            if with.interrupt.is_asked() || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if is_over(with, deadline) {
                 break;
             }
         }
@@ -186,7 +186,6 @@ impl<'a> Migration<'a> {
             peer.close();
             peer.read_to_end(INFO_LIMIT, connect)
         });
-        let is_over = || with.interrupt.is_asked() || deadline.is_some_and(|deadline| deadline <= Instant::now());
         match asked {
             Ok((Ok(info), farewell)) if farewell.status.is_none() => {
                 self.targets.reached(place);
@@ -194,7 +193,7 @@ impl<'a> Migration<'a> {
                     self.targets.has_free(place, kib);
                 }
             }
-            Ok((Ok(_) | Err(_), _)) if is_over() => self.targets.not_known(place),
+            Ok((Ok(_) | Err(_), _)) if is_over(with, deadline) => self.targets.not_known(place),
             // Another command than ssh may be good for nothing but a migration.
             Ok((Ok(_), _)) if !self.is_ssh() => self.targets.not_known(place),
             Ok((Ok(_), farewell)) => self.targets.dead(place, &with_farewell("xl info failed".into(), &farewell)),
@@ -277,9 +276,7 @@ impl<'a> Migration<'a> {
             }
             Told::Here { state, why, suspended } => {
                 let why = with_farewell(why, &farewell);
-                let is_over =
-                    with.interrupt.is_asked() || guest.deadline.is_some_and(|deadline| deadline <= Instant::now());
-                match (state, is_over) {
+                match (state, is_over(with, guest.deadline)) {
                     (State::Connecting, true) => self.targets.not_known(place),
                     (State::Connecting, false) => self.targets.dead(place, &why),
                     _ => {}
@@ -339,11 +336,14 @@ impl<'a> Migration<'a> {
     }
 }
 
-/// Lets a suspended guest run here, for which there must be a right to.
-fn resume(right: RunHere, toolstack: &dyn Toolstack, domid: u32) -> Result<(), toolstack::Error> {
-    let outcome = toolstack.resume(domid);
-    drop(right);
-    outcome
+/// Lets a suspended guest run here. The right to do so is used up.
+fn resume(_: RunHere, toolstack: &dyn Toolstack, domid: u32) -> Result<(), toolstack::Error> {
+    toolstack.resume(domid)
+}
+
+/// Whether nothing more is to be begun.
+fn is_over(with: With<'_>, deadline: Option<Instant>) -> bool {
+    with.interrupt.is_asked() || deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
 /// What to do about a guest of which nobody knows where it runs.

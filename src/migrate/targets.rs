@@ -193,9 +193,9 @@ mod tests {
             thread::scope(|scope| {
                 let waiting = scope.spawn(|| one.approach(0, Some(Instant::now() + Duration::from_secs(60))));
                 if dead {
-                    one.dead(0, "no route")
+                    one.dead(0, "no route");
                 } else {
-                    one.reached(0)
+                    one.reached(0);
                 }
                 let expected = if dead { Approach::Dead("no route".to_owned()) } else { Approach::Reached };
                 assert_eq!(waiting.join().unwrap(), expected);

@@ -149,7 +149,7 @@ pub(super) fn converse<T>(
             listen(errors, &hush, &|line| {
                 *last_words.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_owned());
                 hear(line);
-            })
+            });
         };
         thread::Builder::new().name("transport".to_owned()).spawn_scoped(scope, listener)?;
         let told = talk(&mut transport);

@@ -5,7 +5,7 @@
 use crate::abi::{error, reason};
 use crate::runtime::{Cancel, Ctx, End, world};
 use crate::script::{Complete, Point, Rule};
-use crate::world::Image;
+use crate::world::{Domain, Image};
 use serde_json::{Value, json};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -229,7 +229,7 @@ pub fn save(ctx: &Ctx, domid: u32, fd: RawFd, live: bool, cancel: &Cancel, rule:
     }
     let about = json!({"image": image, "number": number, "uuid": domain.uuid, "payload": payload});
     let mut pipe = Pipe::new(fd, cancel, limit);
-    let result = write_all(ctx, &mut pipe, domid, &domain.kind, live, number, payload, &about);
+    let result = write_all(ctx, &mut pipe, &domain, live, number, payload, &about);
     if result.is_ok() {
         world(|w| {
             if let Some(image) = w.images.get_mut(&image) {
@@ -243,13 +243,13 @@ pub fn save(ctx: &Ctx, domid: u32, fd: RawFd, live: bool, cancel: &Cancel, rule:
 fn write_all(
     ctx: &Ctx,
     pipe: &mut Pipe<'_>,
-    domid: u32,
-    kind: &str,
+    domain: &Domain,
     live: bool,
     number: u64,
     payload: u64,
     about: &Value,
 ) -> Result<(), Stop> {
+    let (domid, kind) = (domain.domid, domain.kind.as_str());
     let hvm = kind == "hvm" || kind == "pvh";
     let mut header = Vec::new();
     header.extend(LIBXL_IDENT);

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use xtask::counter;
 use xtask::exec;
@@ -34,17 +34,22 @@ pub fn xl_cfg(name: &str, kind: Kind, more: &str) -> String {
     )
 }
 
-/// The host under test.
+/// A host under test.
 pub struct Bench<'h> {
     host: RefCell<&'h mut Host>,
+    /// More hosts, to migrate guests to.
+    pub others: Vec<Bench<'h>>,
     transcript: RefCell<String>,
 }
 
 impl<'h> Bench<'h> {
-    /// Puts the program, a settings file without pauses and an empty directory of guests onto a fresh host.
-    pub fn install(host: &'h mut Host, program: &Path) -> Result<Self> {
+    /// Puts the program, a settings file without pauses and an empty directory of guests onto fresh hosts.
+    pub fn install(hosts: &'h mut [Host], program: &Path) -> Result<Self> {
+        let [host, others @ ..] = hosts else { bail!("there is no host") };
         host.push(program, PROGRAM, Some(0o755))?;
-        let bench = Self { host: RefCell::new(host), transcript: RefCell::default() };
+        let others = others.iter_mut().map(|other| Bench::install(std::slice::from_mut(other), program));
+        let others = others.collect::<Result<_>>()?;
+        let bench = Self { host: RefCell::new(host), others, transcript: RefCell::default() };
         bench.ok("mkdir -p /etc/xen/auto && rm -f /etc/xen/auto/* /etc/default/xendomains")?;
         bench.settings("")?;
         Ok(bench)
@@ -57,16 +62,27 @@ impl<'h> Bench<'h> {
 
     /// What was run so far and what it said, for failures.
     pub fn transcript(&self) -> String {
-        format!("what was done:\n{}", self.transcript.borrow())
+        let mut text = format!("what was done on {}:\n{}", self.host.borrow().name(), self.transcript.borrow());
+        text.extend(self.others.iter().map(Bench::transcript));
+        text
+    }
+
+    /// The port at 10.0.2.2 where other hosts reach its sshd.
+    pub fn port(&self) -> u16 {
+        self.host.borrow().port()
+    }
+
+    /// Cuts the host's power.
+    pub fn switch_off(&self) -> Result<()> {
+        *self.transcript.borrow_mut() += "(the host lost its power)\n";
+        self.host.borrow_mut().power_cut()
     }
 
     /// Cuts the host's power and boots it again.
     pub fn lose_power(&self) -> Result<()> {
-        let mut host = self.host.borrow_mut();
-        host.power_cut()?;
-        host.boot()?;
-        *self.transcript.borrow_mut() += "(the host lost its power and was booted)\n";
-        Ok(())
+        self.switch_off()?;
+        *self.transcript.borrow_mut() += "(it was booted)\n";
+        self.host.borrow_mut().boot()
     }
 
     /// How often a guest has booted, as its console tells.
@@ -100,6 +116,11 @@ impl<'h> Bench<'h> {
     /// What the emulator has done to the scenario, if anything: it loses the state of a PVH guest now and then, whose
     /// kernel then dies, and on a busy machine it is too slow for the ten seconds that libxl gives a device.
     pub fn emulator_fault(&self) -> Result<Option<&'static str>> {
+        for host in self.others.iter().filter(|other| other.host.borrow().is_running().unwrap_or_default()) {
+            if let Some(fault) = host.emulator_fault()? {
+                return Ok(Some(fault));
+            }
+        }
         if !self.host.borrow().answers()? {
             return Ok(Some("dom0 does nothing any more"));
         }
@@ -219,10 +240,21 @@ impl<'h> Bench<'h> {
         counter::console(&self.host.borrow(), name)
     }
 
+    /// Waits until a file in dom0 has such a line, and gives that line.
+    pub fn wait_for(&self, file: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        self.host.borrow().wait_for_line(file, wanted, counter::PATIENCE)
+    }
+
     /// Waits until a guest has written such a line to its console.
     pub fn wait_for_console(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        self.host.borrow().wait_for_line(&console_log(name), wanted, counter::PATIENCE)?;
-        Ok(())
+        self.wait_for(&console_log(name), wanted).map(drop)
+    }
+
+    /// Waits until a guest that has come from elsewhere counts here, and gives the first count.
+    pub fn wait_for_first_tick(&self, name: &str) -> Result<u64> {
+        let tick = format!("{name} tick ");
+        let line = self.wait_for(&console_log(name), |line| line.starts_with(&tick))?;
+        line.trim()[tick.len()..].parse().with_context(|| format!("{line:?} is no count"))
     }
 
     /// Waits until a guest has counted to at least `count`.
@@ -248,8 +280,7 @@ impl<'h> Bench<'h> {
 
     /// Waits until a file in dom0 has a line with this text.
     pub fn wait_for_line(&self, file: &str, text: &str) -> Result<()> {
-        self.host.borrow().wait_for_line(file, |line| line.contains(text), Duration::from_secs(60))?;
-        Ok(())
+        self.wait_for(file, |line| line.contains(text)).map(drop)
     }
 
     /// What is in a directory, hidden files too but for the records beside images, sorted; nothing if there is none.

@@ -15,10 +15,12 @@ mod faults;
 mod guests;
 mod lifecycle;
 mod memory;
+mod migrate;
 mod pains;
 mod scenarios;
 mod speed;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,19 +71,22 @@ type Scenarios = &'static [(&'static str, Scenario)];
 struct Group {
     /// Processors of each host.
     cpus: u32,
-    /// Hosts at work at the same time. QEMU emulates each in one thread.
+    /// How many hosts a scenario has: the one under test, and others to migrate guests to.
     hosts: usize,
+    /// Scenarios at the same time. QEMU emulates each host in one thread.
+    at_once: usize,
     /// Only those that are asked for by name.
     by_name: bool,
     /// In the order in which they are begun.
     scenarios: &'static [Scenarios],
 }
 
-/// All scenarios.
+/// All scenarios, one group after the other.
 const ALL: &[Group] = &[
     Group {
         cpus: 2,
-        hosts: 2,
+        hosts: 1,
+        at_once: 2,
         by_name: false,
         scenarios: &[
             configs::ALL,
@@ -95,8 +100,9 @@ const ALL: &[Group] = &[
             pains::ALL,
         ],
     },
-    Group { cpus: 1, hosts: 1, by_name: false, scenarios: &[guests::PVH] },
-    Group { cpus: 1, hosts: 1, by_name: true, scenarios: &[guests::HVM] },
+    Group { cpus: 1, hosts: 3, at_once: 1, by_name: false, scenarios: &[guests::PVH, migrate::ALL] },
+    Group { cpus: 1, hosts: 1, at_once: 1, by_name: true, scenarios: &[guests::HVM] },
+    Group { cpus: 1, hosts: 3, at_once: 1, by_name: true, scenarios: &[migrate::BY_NAME] },
 ];
 
 /// Scenarios with their names.
@@ -118,41 +124,41 @@ impl Outcomes {
     fn group(&self, lab: &Lab, group: &Group, waiting: Named, arguments: &Arguments) -> Result<()> {
         let waiting = Mutex::new(waiting);
         std::thread::scope(|scope| {
-            let on_a_host = |number: usize| -> Result<()> {
+            let on_hosts = |numbers: Range<usize>| -> Result<()> {
                 let release = arguments.release;
-                let name = format!("test-{}-{}-{number}", release.to_string().replace('.', "-"), group.cpus);
                 let machine = Machine { cpus: group.cpus, ..Machine::default() };
-                let mut host = lab.host(&name, release)?.machine(machine).up()?;
-                self.work(&waiting, &mut host, &arguments.program);
-                host.down()
+                let name = |number| format!("test-4-{}-{}-{number}", release.minor(), group.cpus);
+                let mut hosts = numbers
+                    .map(|number| lab.host(&name(number), release)?.machine(machine).up())
+                    .collect::<Result<Vec<_>>>()?;
+                self.work(&waiting, &mut hosts, &arguments.program);
+                hosts.into_iter().try_for_each(Host::down)
             };
-            let at_most = group.hosts.min(lock(&waiting).len());
-            let hosts: Vec<_> = (1..=at_most).map(|number| scope.spawn(move || on_a_host(number))).collect();
-            hosts.into_iter().try_for_each(|host| host.join().map_err(|_| anyhow!("a thread has panicked"))?)
+            let at_most = group.at_once.min(lock(&waiting).len());
+            let at_work: Vec<_> = (0..at_most)
+                .map(|place| place * group.hosts + 1..(place + 1) * group.hosts + 1)
+                .map(|numbers| scope.spawn(move || on_hosts(numbers)))
+                .collect();
+            at_work.into_iter().try_for_each(|work| work.join().map_err(|_| anyhow!("a thread has panicked"))?)
         })
     }
 
-    /// Does scenarios on this host until none is left.
-    fn work(&self, waiting: &Mutex<Named>, host: &mut Host, program: &Path) {
+    /// Does scenarios on these hosts until none is left.
+    fn work(&self, waiting: &Mutex<Named>, hosts: &mut [Host], program: &Path) {
         loop {
             // The guard is gone before the scenario begins.
             let next = lock(waiting).pop();
             let Some((name, scenario)) = next else { return };
             let started = Instant::now();
-            let mut outcome = attempt(host, program, scenario);
-            for again in 1..ATTEMPTS {
-                let Err(Failure { emulator: Some(fault), .. }) = &outcome else { break };
-                println!("test {name}: {fault}, which the emulator brings about; again ({again})");
-                outcome = attempt(host, program, scenario);
-            }
+            let outcome = attempts(name, hosts, program, scenario);
             let seconds = started.elapsed().as_secs_f32();
             match outcome {
                 Ok(()) => {
                     self.passed.fetch_add(1, Ordering::Relaxed);
                     println!("test {name} ... ok ({seconds:.1} s)");
                 }
-                Err(failure) => {
-                    println!("test {name} ... FAILED ({seconds:.1} s)\n{:?}", failure.error);
+                Err(error) => {
+                    println!("test {name} ... FAILED ({seconds:.1} s)\n{error:?}");
                     lock(&self.failed).push(name);
                 }
             }
@@ -169,12 +175,29 @@ struct Failure {
     emulator: Option<&'static str>,
 }
 
-/// One scenario on a fresh host.
-fn attempt(host: &mut Host, program: &Path, scenario: &Scenario) -> Result<(), Failure> {
+/// Does something on fresh hosts, and again after a fault of the emulator.
+pub fn attempts<T>(
+    what: &str,
+    hosts: &mut [Host],
+    program: &Path,
+    work: impl Fn(&Bench<'_>) -> Result<T>,
+) -> Result<T> {
+    for again in 1.. {
+        match attempt(hosts, program, &work) {
+            Err(Failure { emulator: Some(fault), .. }) if again < ATTEMPTS => {
+                println!("test {what}: {fault}, which the emulator brings about; again ({again})");
+            }
+            outcome => return outcome.map_err(|failure| failure.error),
+        }
+    }
+    bail!("{what} was not tried")
+}
+
+fn attempt<T>(hosts: &mut [Host], program: &Path, work: impl Fn(&Bench<'_>) -> Result<T>) -> Result<T, Failure> {
     let unusable = |error| Failure { error, emulator: None };
-    host.reset().map_err(unusable)?;
-    let bench = Bench::install(host, program).map_err(unusable)?;
-    scenario(&bench).map_err(|error| {
+    hosts.iter_mut().try_for_each(Host::reset).map_err(unusable)?;
+    let bench = Bench::install(hosts, program).map_err(unusable)?;
+    work(&bench).map_err(|error| {
         let emulator = bench.emulator_fault().unwrap_or_default();
         Failure { error: error.context(bench.transcript()), emulator }
     })
@@ -185,15 +208,14 @@ fn run() -> Result<bool> {
     let workspace = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     let lab = Lab::open(&workspace)?;
     if let Some(comparison) = &arguments.comparison {
-        let mut host = lab.host("compare", arguments.release)?.up()?;
-        let bench = Bench::install(&mut host, &arguments.program)?;
-        speed::compare(&bench, comparison).map_err(|error| error.context(bench.transcript()))?;
-        return host.down().map(|()| true);
+        let mut hosts = [lab.host("compare", arguments.release)?.up()?];
+        speed::compare(&mut hosts, &arguments.program, comparison)?;
+        return hosts.into_iter().try_for_each(Host::down).map(|()| true);
     }
     let wanted =
         |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|f| name.contains(f.as_str()));
     let outcomes = Outcomes::default();
-    let mut groups = Vec::new();
+    let mut found = false;
     for group in ALL {
         if group.by_name && arguments.filters.is_empty() {
             continue;
@@ -201,19 +223,13 @@ fn run() -> Result<bool> {
         let waiting: Named =
             group.scenarios.iter().copied().flatten().rev().filter(|(name, _)| wanted(name)).collect();
         if !waiting.is_empty() {
-            groups.push((group, waiting));
+            found = true;
+            outcomes.group(&lab, group, waiting, &arguments)?;
         }
     }
-    if groups.is_empty() {
+    if !found {
         bail!("no scenario has a name like that");
     }
-    std::thread::scope(|scope| {
-        let at_work: Vec<_> = groups
-            .into_iter()
-            .map(|(group, waiting)| scope.spawn(|| outcomes.group(&lab, group, waiting, &arguments)))
-            .collect();
-        at_work.into_iter().try_for_each(|group| group.join().map_err(|_| anyhow!("a thread has panicked"))?)
-    })?;
     let failed = outcomes.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     for name in &failed {
         println!("failed: {name}");

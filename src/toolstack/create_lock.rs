@@ -291,7 +291,10 @@ mod tests {
     fn the_process_has_it_as_long_as_any_of_its_threads() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("xl");
-        let (lock, mut other) = (lock_on(&path), Other::start(&path));
+        let lock = lock_on(&path);
+        // Before the other process makes the file.
+        drop(lock.acquire(None, &silent).expect("free"));
+        let mut other = Other::start(&path);
         for _ in 0..2 {
             let first = lock.acquire(None, &silent).expect("free");
             let second = lock.acquire(None, &silent).expect("ours");

@@ -21,6 +21,13 @@ pub struct Cli {
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
+    /// Work with this toolstack, whatever XENDOMAINS_TOOLSTACK says.
+    ///
+    /// auto: libxl of the release of Xen that runs; where there is none that is known here the command xl, else xm. Where
+    /// xend runs it is always xm. status -v says which it is, and why.
+    #[arg(long, global = true, value_name = "TOOLSTACK")]
+    pub toolstack: Option<Toolstack>,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -42,6 +49,12 @@ pub enum Command {
     Reload(Output),
     /// List the guests that run, and those that should or are saved.
     Status(Status),
+    /// Watch the guests that start has started, and do what their files say when they power off, reboot or crash.
+    ///
+    /// One monitor does for all these guests what `xl create` leaves a process behind for with each; guests that xl has
+    /// made are left to xl, and those of libvirt to libvirt. start sees to it that a monitor runs. It can be ended at any
+    /// moment: the next one goes on with what it finds. While a stop is at work it restarts nothing.
+    Monitor(Monitor),
     /// Say what start or stop would do now, in which order, and what it takes; touch nothing.
     ///
     /// For stop that is each guest's chain of steps with their limits, the room that the images may need and the longest
@@ -57,6 +70,19 @@ pub enum Command {
     Config(Config),
 }
 
+/// What talks to the hypervisor.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Toolstack {
+    /// The first of the others that works.
+    Auto,
+    /// The library of Xen, in this process.
+    Libxl,
+    /// The command xl.
+    Xl,
+    /// The command xm of Xen 4.4 and earlier, with xend.
+    Xm,
+}
+
 /// How `start`, `stop` and `check` answer.
 #[derive(Debug, Args)]
 pub struct Output {
@@ -69,6 +95,14 @@ pub struct Output {
     /// versions. What failed or is doubtful is also written to standard error, as without this option.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `monitor`.
+#[derive(Debug, Args)]
+pub struct Monitor {
+    /// Leave the session, say when all guests are watched, and give the standard streams up then. For start.
+    #[arg(long, hide = true)]
+    pub detached: bool,
 }
 
 /// Options of `status`.
@@ -129,7 +163,7 @@ fn xen_release(text: &str) -> Result<u32, String> {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes of start, stop, restart, reload, plan, check and config:
+Exit codes of start, stop, restart, reload, monitor, plan, check and config:
   0  everything was done; also: this is not a Xen host (start and stop), no settings file (stop)
   1  something failed for at least one guest (check: can't be used), or another xendomains is at work
   2  wrong usage

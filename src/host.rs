@@ -1,5 +1,6 @@
 //! What this machine is, and where things are on it.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,9 @@ use crate::guest_config::Cpus;
 
 /// Above the number of any CPU or NUMA node.
 const NUMBER_LIMIT: u32 = 1 << 16;
+
+/// On the kernel's command line, and as a file of this name in Xen's directory, it keeps guests from being started.
+pub const OFF_WORD: &str = "xendomains.skip_autostart";
 
 /// The paths that the program uses besides those of the settings file, and who runs it. [`Host::default`] is the real
 /// machine.
@@ -23,6 +27,8 @@ pub struct Host {
     pub hypervisor: PathBuf,
     /// Where Linux tells about the machine's own CPUs and NUMA nodes.
     pub devices: PathBuf,
+    /// Where the commands of a toolstack are looked for first.
+    pub sbin: Vec<PathBuf>,
     /// Where Debian has a directory for each release of Xen.
     pub usr_lib: PathBuf,
     /// Where Xen's scripts look up its other directories.
@@ -33,6 +39,10 @@ pub struct Host {
     pub hypervisor_uuid: PathBuf,
     /// Says `control_d` in dom0, if xenfs is mounted.
     pub xen_capabilities: PathBuf,
+    /// What the boot loader has told the kernel: [`is_switched_off`](Self::is_switched_off).
+    pub kernel_command_line: PathBuf,
+    /// If this exists, no guest is started: [`is_switched_off`](Self::is_switched_off).
+    pub off_switch: PathBuf,
     /// Changes with every boot: [`boot_id`](Self::boot_id).
     pub boot_id: PathBuf,
     /// Locked by the process that starts or stops guests.
@@ -41,6 +51,8 @@ pub struct Host {
     pub run_dir: PathBuf,
     /// For what is to be remembered over boots.
     pub state_dir: PathBuf,
+    /// Where Xen keeps the memory of guests that have crashed.
+    pub dump_dir: PathBuf,
     /// Where Linux shows its processes.
     pub processes: PathBuf,
     /// Where init scripts keep their marks, if it exists.
@@ -58,15 +70,19 @@ impl Default for Host {
             xl_conf: "/etc/xen/xl.conf".into(),
             hypervisor: "/sys/hypervisor".into(),
             devices: "/sys/devices/system".into(),
+            sbin: ["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from).to_vec(),
             usr_lib: "/usr/lib".into(),
             hotplug_paths: "/etc/xen/scripts/hotplugpath.sh".into(),
             hypervisor_type: "/sys/hypervisor/type".into(),
             hypervisor_uuid: "/sys/hypervisor/uuid".into(),
             xen_capabilities: "/proc/xen/capabilities".into(),
+            kernel_command_line: "/proc/cmdline".into(),
+            off_switch: format!("/etc/xen/{OFF_WORD}").into(),
             boot_id: "/proc/sys/kernel/random/boot_id".into(),
             lock_file: "/run/xendomains.lock".into(),
             run_dir: "/run/xendomains".into(),
             state_dir: "/var/lib/xendomains".into(),
+            dump_dir: "/var/lib/xen/dump".into(),
             processes: "/proc".into(),
             subsys_dir: "/var/lock/subsys".into(),
             lock_dir: "/var/lock".into(),
@@ -98,6 +114,23 @@ impl Host {
 
     fn has_dom0_uuid(&self) -> bool {
         read(&self.hypervisor_uuid).is_ok_and(|uuid| uuid.parse().is_ok_and(|uuid: uuid::Uuid| uuid.is_nil()))
+    }
+
+    /// Whether whoever has booted the machine wants no guest to be started: what says so.
+    pub fn is_switched_off(&self) -> Option<String> {
+        let is_off = |word: &str| match word.strip_prefix(OFF_WORD) {
+            Some("") => true,
+            Some(value) => {
+                value.strip_prefix('=').is_some_and(|value| !matches!(value, "0" | "no" | "off" | "false"))
+            }
+            None => false,
+        };
+        if read(&self.kernel_command_line).is_ok_and(|line| line.split_whitespace().any(is_off)) {
+            return Some(format!("{OFF_WORD} is on the kernel's command line"));
+        }
+        // A link counts too, wherever it leads.
+        let exists = std::fs::symlink_metadata(&self.off_switch).is_ok();
+        exists.then(|| format!("{} exists", self.off_switch.display()))
     }
 
     /// Which boot of the machine this is.
@@ -160,7 +193,24 @@ impl Host {
         })
     }
 
-    /// The mark for init scripts that guests were started: [`mark`](Self::mark) and [`unmark`](Self::unmark).
+    /// The names of guests that an `xl` process watches which `xl create` has left behind: it writes what happens to
+    /// `xl-NAME.log`. Nothing else tells of it.
+    pub fn watched_by_xl(&self) -> HashSet<String> {
+        let processes = std::fs::read_dir(&self.processes).into_iter().flatten().filter_map(Result::ok);
+        let name = |process: std::fs::DirEntry| {
+            let path = process.path();
+            if read(&path.join("comm")).ok()? != "xl" {
+                return None;
+            }
+            let log = std::fs::read_link(path.join("fd/1")).ok()?;
+            let name = log.file_name()?.to_str()?.strip_prefix("xl-")?;
+            // It may have been renamed for a newer one.
+            Some(name.rsplit_once(".log")?.0.to_owned())
+        };
+        processes.filter_map(name).collect()
+    }
+
+    /// The mark for init scripts that there was a start: [`mark`](Self::mark) and [`unmark`](Self::unmark).
     pub fn mark_file(&self) -> PathBuf {
         let dir = if self.subsys_dir.is_dir() { &self.subsys_dir } else { &self.lock_dir };
         dir.join("xendomains")
@@ -209,15 +259,19 @@ pub(crate) fn fake_dom0(dir: &Path) -> Host {
         xl_conf: dir.join("xl.conf"),
         hypervisor: dir.to_owned(),
         devices: dir.join("devices"),
+        sbin: vec![dir.join("sbin")],
         usr_lib: dir.join("lib"),
         hotplug_paths: dir.join("hotplugpath.sh"),
         hypervisor_type: file("type", "xen\n"),
         hypervisor_uuid: file("uuid", "00000000-0000-0000-0000-000000000000\n"),
         xen_capabilities: file("capabilities", "control_d\n"),
+        kernel_command_line: file("cmdline", "root=/dev/sda1 ro\n"),
+        off_switch: dir.join(OFF_WORD),
         boot_id: file("boot_id", "b00710\n"),
         lock_file: dir.join("run.lock"),
         run_dir: dir.join("run"),
         state_dir: dir.join("state"),
+        dump_dir: dir.join("dump"),
         processes: dir.join("processes"),
         subsys_dir: dir.join("subsys"),
         lock_dir: dir.to_owned(),
@@ -250,6 +304,29 @@ mod tests {
         assert!(host.is_dom0().is_err_and(|reason| reason.contains("kvm")));
         std::fs::remove_file(&host.hypervisor_type).expect("remove");
         assert!(host.is_dom0().is_err_and(|reason| reason.contains("not run under Xen")));
+    }
+
+    #[test]
+    fn the_off_switch_is_a_word_or_a_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = fake_dom0(dir.path());
+        assert_eq!(host.is_switched_off(), None);
+        for (line, off) in [
+            ("ro xendomains.skip_autostart quiet", true),
+            ("xendomains.skip_autostart=1", true),
+            ("xendomains.skip_autostart=yes\n", true),
+            ("xendomains.skip_autostart=0", false),
+            ("xendomains.skip_autostart=off", false),
+            ("xendomains.skip_autostarts", false),
+            ("my.xendomains.skip_autostart", false),
+            ("", false),
+        ] {
+            std::fs::write(&host.kernel_command_line, line).expect("write");
+            assert_eq!(host.is_switched_off().is_some(), off, "{line}");
+        }
+        std::os::unix::fs::symlink("/nonexistent", &host.off_switch).expect("link");
+        let why = host.is_switched_off().expect("off");
+        assert!(why.ends_with("xendomains.skip_autostart exists"), "{why}");
     }
 
     /// A machine of these files.
@@ -321,6 +398,26 @@ mod tests {
             std::fs::write(host.processes.join(pid).join("cmdline"), command).expect("write");
         }
         assert!(host.is_being_saved(12) && !host.is_being_saved(7) && !host.is_being_saved(1));
+    }
+
+    #[test]
+    fn guests_that_xl_watches_are_known_by_its_logs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = fake_dom0(dir.path());
+        assert!(host.watched_by_xl().is_empty());
+        for (pid, program, output) in [
+            ("1", "xl", "/var/log/xen/xl-web.log"),
+            ("2", "xl", "/var/log/xen/xl-my.log.log.3"),
+            ("3", "xl", "/dev/pts/0"),
+            ("4", "tail", "/var/log/xen/xl-db.log"),
+        ] {
+            let process = host.processes.join(pid);
+            std::fs::create_dir_all(process.join("fd")).expect("directory");
+            std::fs::write(process.join("comm"), format!("{program}\n")).expect("write");
+            std::os::unix::fs::symlink(output, process.join("fd/1")).expect("link");
+        }
+        let expected: HashSet<String> = ["web".to_owned(), "my.log".to_owned()].into();
+        assert_eq!(host.watched_by_xl(), expected);
     }
 
     #[test]

@@ -11,13 +11,17 @@ pub mod interrupt;
 pub mod lifecycle;
 pub mod lock;
 pub mod migrate;
+pub mod monitor;
 pub mod needs;
+mod process;
 pub mod report;
 pub mod settings;
 pub mod spelling;
+pub mod sxp;
 pub mod toolstack;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -28,14 +32,19 @@ use host::Host;
 use interrupt::Interrupt;
 use lifecycle::{Purpose, Run};
 use lock::Lock;
+use monitor::Watcher;
 use report::{Exit, Reporter};
-use settings::Settings;
+use settings::{Settings, ToolstackChoice};
 use toolstack::Toolstack;
 
 const NO_TOOLSTACK: &str = "no usable toolstack";
 
-/// Opens the toolstack for a host with this xl.conf; the other argument is whether its own log is wanted.
-pub type OpenToolstack<'a> = &'a dyn Fn(&XlConf, bool) -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>>;
+/// Opens the toolstack that was chosen, for a host with this xl.conf; the last argument is whether its own log is wanted.
+pub type OpenToolstack<'a> =
+    &'a dyn Fn(ToolstackChoice, &XlConf, bool) -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>>;
+
+/// Starts a monitor and returns when it is ready; the argument is the settings file, if it is not one of the usual ones.
+pub type SpawnMonitor<'a> = &'a (dyn Fn(Option<&Path>) -> io::Result<()> + Sync);
 
 /// What the program works with.
 pub struct Program<'a> {
@@ -49,6 +58,8 @@ pub struct Program<'a> {
     pub interrupt: &'a Interrupt,
     /// How to wait between two guests or two SysRq letters.
     pub sleep: &'a (dyn Fn(Duration) + Sync),
+    /// How to start a monitor that goes by this settings file. `None`: start does not see to it that one runs.
+    pub spawn_monitor: Option<SpawnMonitor<'a>>,
     /// How long a stop may go on beyond the limit of the whole before the process is ended: [`PATIENCE`].
     pub patience: Duration,
 }
@@ -60,7 +71,7 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 /// What reports to those who have started this process with this command line.
 pub fn reporter(cli: &Cli) -> Reporter {
     use Command as C;
-    let acts = matches!(cli.command, C::Start(_) | C::Stop(_) | C::Restart(_) | C::Reload(_));
+    let acts = matches!(cli.command, C::Start(_) | C::Stop(_) | C::Restart(_) | C::Reload(_) | C::Monitor(_));
     // The toolstack's own log is written beside the reporter.
     Reporter::of_process(acts, !cli.verbose)
 }
@@ -84,6 +95,7 @@ pub fn run(program: &Program<'_>, cli: &Cli) -> Exit {
         Command::Stop(_) => program.act(cli, &[Purpose::Stop]),
         Command::Restart(_) | Command::Reload(_) => program.act(cli, &[Purpose::Stop, Purpose::Start]),
         Command::Status(options) => program.status(cli, options.json),
+        Command::Monitor(options) => program.monitor(cli, options),
         Command::Plan(options) => program.plan(cli, options),
         Command::Check(options) => program.check(cli, &options.files),
         Command::Config(options) => program.config(cli, options),
@@ -109,6 +121,12 @@ impl Program<'_> {
         if !self.host.root {
             return Err(self.refuse("only root may start and stop guests", Exit::NotRoot));
         }
+        if let Some(why) = self.host.is_switched_off().filter(|_| starts) {
+            // Not to start again what was stopped would be no restart.
+            self.report.note(&format!("{why}: no guest is started, and none is stopped to be started again"));
+            lifecycle::mark(self.host, self.report);
+            return Err(Exit::Done);
+        }
         let Some(settings) = self.settings(cli, purposes, Exit::Settings)? else {
             if !starts {
                 self.report.note("no settings file: nothing to do");
@@ -118,9 +136,17 @@ impl Program<'_> {
         };
         let xl_conf = self.xl_conf(starts)?;
         let _lock = self.lock(purposes).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let toolstack = self.toolstack(&xl_conf, cli.verbose, Exit::NoToolstack)?;
+        let toolstack = self.toolstack(cli, &settings, &xl_conf, Exit::NoToolstack)?;
+        if let Some(differences) = toolstack.differences() {
+            self.report
+                .note(&format!("with {} some things are done otherwise: {differences}", toolstack.describe()));
+        }
         let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
-        let run = self.run(&settings, &xen_host, &*toolstack);
+        let spawn = self.spawn_monitor.map(|spawn| move || spawn(cli.config.as_deref()));
+        let run = Run {
+            spawn_monitor: spawn.as_ref().map(|spawn| spawn as _),
+            ..self.run(&settings, &xen_host, &*toolstack)
+        };
         for purpose in purposes {
             match purpose {
                 Purpose::Start => lifecycle::start(&run),
@@ -158,7 +184,34 @@ impl Program<'_> {
 
     fn run<'a>(&'a self, settings: &'a Settings, xen_host: &'a XenHost, toolstack: &'a dyn Toolstack) -> Run<'a> {
         let Program { host, report, interrupt, sleep, .. } = *self;
-        Run { host, settings, xen_host, toolstack, report, interrupt, sleep }
+        Run { host, settings, xen_host, toolstack, report, interrupt, sleep, spawn_monitor: None }
+    }
+
+    fn monitor(&self, cli: &Cli, options: &cli::Monitor) -> Ended {
+        if let Err(reason) = self.host.is_dom0() {
+            return Err(self.refuse(&format!("{reason}: there is nothing to watch"), Exit::NoToolstack));
+        }
+        if !self.host.root {
+            return Err(self.refuse("only root may watch guests", Exit::NotRoot));
+        }
+        let settings = self.settings_or_defaults(cli, &[], Exit::Settings)?;
+        let xl_conf = self.xl_conf(false)?;
+        let toolstack = self.toolstack(cli, &settings, &xl_conf, Exit::NoToolstack)?;
+        let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
+        let Program { host, report, interrupt, .. } = *self;
+        let watcher =
+            Watcher { host, settings: &settings, xen_host: &xen_host, toolstack: &*toolstack, report, interrupt };
+        let ready = || {
+            report.ready();
+            if options.detached {
+                if let Err(error) = monitor::ready() {
+                    report.warn(&format!("whoever has started the monitor can't be told: {error}"));
+                }
+            }
+        };
+        // What failed for a guest was said when it did, and is no failure of the monitor.
+        monitor::monitor(&watcher, ready).map_err(|error| self.refuse(&error, Exit::Failed))?;
+        Ok(Exit::Done)
     }
 
     fn status(&self, cli: &Cli, json: bool) -> Ended {
@@ -172,7 +225,7 @@ impl Program<'_> {
             self.report.warn(&error.to_string());
             XlConf::default()
         });
-        let toolstack = self.toolstack(&xl_conf, cli.verbose, Exit::Unknown)?;
+        let toolstack = self.toolstack(cli, &settings, &xl_conf, Exit::Unknown)?;
         let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
         let overview = lifecycle::overview(self.host, &settings, &xen_host, &*toolstack, self.report)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Unknown))?;
@@ -192,7 +245,7 @@ impl Program<'_> {
         };
         let settings = self.settings_or_defaults(cli, &[purpose], Exit::Settings)?;
         let xl_conf = self.xl_conf(purpose == Purpose::Start)?;
-        let toolstack = self.toolstack(&xl_conf, cli.verbose, Exit::NoToolstack)?;
+        let toolstack = self.toolstack(cli, &settings, &xl_conf, Exit::NoToolstack)?;
         let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
         let plan = plan(&self.run(&settings, &xen_host, &*toolstack))
             .map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
@@ -207,7 +260,7 @@ impl Program<'_> {
             self.report.error(&error.to_string());
             XlConf::default()
         });
-        let toolstack = self.toolstack_if_any(&xl_conf, cli.verbose);
+        let toolstack = self.toolstack_if_any(cli, &xl_conf);
         let xen_host = self.this_host(xl_conf, toolstack.as_deref(), None);
         if !files.is_empty() {
             for file in files {
@@ -229,8 +282,9 @@ impl Program<'_> {
     fn config(&self, cli: &Cli, options: &cli::Config) -> Ended {
         let xl_conf =
             XlConf::read(&self.host.xl_conf).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let toolstack = self.toolstack_if_any(&xl_conf, cli.verbose);
-        let xen_host = self.this_host(xl_conf, toolstack.as_deref(), options.xen);
+        let toolstack = self.toolstack_if_any(cli, &xl_conf);
+        // xm does not say what a file means to libxl.
+        let xen_host = XenHost { reader: None, ..self.this_host(xl_conf, toolstack.as_deref(), options.xen) };
         let guest = GuestConfig::read(&options.file, &xen_host)
             .map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         for warning in &guest.warnings {
@@ -301,16 +355,35 @@ impl Program<'_> {
         }
     }
 
-    fn toolstack(&self, xl_conf: &XlConf, verbose: bool, exit: Exit) -> Result<Box<dyn Toolstack>, Exit> {
-        (self.open)(xl_conf, verbose).map_err(|error| self.refuse(&format!("{NO_TOOLSTACK}: {error}"), exit))
+    /// The toolstack, after telling if it is not libxl. It is always told with the option for details.
+    fn toolstack(
+        &self,
+        cli: &Cli,
+        settings: &Settings,
+        xl_conf: &XlConf,
+        exit: Exit,
+    ) -> Result<Box<dyn Toolstack>, Exit> {
+        let choice = cli.toolstack.map_or(settings.toolstack.value, Into::into);
+        let toolstack = (self.open)(choice, xl_conf, cli.verbose)
+            .map_err(|error| self.refuse(&format!("{NO_TOOLSTACK}: {error}"), exit))?;
+        let name = toolstack.describe();
+        match toolstack.why() {
+            Some(why) => self.report.warn(&format!("the toolstack is {name}: {why}")),
+            None if cli.verbose => {
+                self.report.warn(&format!("the toolstack is {name}: it is that of the running Xen"));
+            }
+            None => {}
+        }
+        Ok(toolstack)
     }
 
     /// The toolstack, for what can do without it: on another machine, or without root, nothing is asked.
-    fn toolstack_if_any(&self, xl_conf: &XlConf, verbose: bool) -> Option<Box<dyn Toolstack>> {
+    fn toolstack_if_any(&self, cli: &Cli, xl_conf: &XlConf) -> Option<Box<dyn Toolstack>> {
         if !self.host.root || self.host.is_dom0().is_err() {
             return None;
         }
-        let opened = (self.open)(xl_conf, verbose);
+        let choice = cli.toolstack.map_or(ToolstackChoice::Auto, Into::into);
+        let opened = (self.open)(choice, xl_conf, cli.verbose);
         opened.inspect_err(|error| self.report.warn(&format!("{NO_TOOLSTACK}: {error}"))).ok()
     }
 
@@ -329,7 +402,8 @@ impl Program<'_> {
         };
         let update = if runs == Some(release) { self.host.xen_update() } else { None };
         let firmware_dir = self.host.firmware_dir(release);
-        let xen_host = XenHost { xl_conf, release, update, cpus, firmware_dir };
+        let reader = toolstack.and_then(Toolstack::reader);
+        let xen_host = XenHost { xl_conf, release, update, cpus, firmware_dir, reader };
         xen_host.warnings().iter().for_each(|warning| self.report.warn(&warning.to_string()));
         xen_host
     }
@@ -346,6 +420,17 @@ impl Program<'_> {
     fn refuse(&self, message: &str, exit: Exit) -> Exit {
         self.report.error(message);
         exit
+    }
+}
+
+impl From<cli::Toolstack> for ToolstackChoice {
+    fn from(toolstack: cli::Toolstack) -> Self {
+        match toolstack {
+            cli::Toolstack::Auto => Self::Auto,
+            cli::Toolstack::Libxl => Self::Libxl,
+            cli::Toolstack::Xl => Self::Xl,
+            cli::Toolstack::Xm => Self::Xm,
+        }
     }
 }
 
@@ -391,7 +476,10 @@ mod tests {
             let mock = std::sync::Arc::new(Mock::default());
             mock.domain("web", State::Running);
             let opened = std::sync::atomic::AtomicBool::new(false);
-            let open = |_: &XlConf, _: bool| -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
+            let open = |_: ToolstackChoice,
+                        _: &XlConf,
+                        _: bool|
+             -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
                 opened.store(true, std::sync::atomic::Ordering::Relaxed);
                 Ok(Box::new(std::sync::Arc::clone(&mock)))
             };
@@ -406,6 +494,7 @@ mod tests {
                     interrupt: &interrupt,
                     sleep: &|_| {},
                     patience: PATIENCE,
+                    spawn_monitor: None,
                 },
                 &cli,
             );
@@ -434,6 +523,23 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&machine.run(&["status", "--json"]).out).expect("JSON");
         assert_eq!(json["toolstack"], serde_json::Value::Null);
         assert_eq!(json["guests"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn where_nothing_is_to_be_started_nothing_is_even_read() {
+        let machine = Machine::new("oops");
+        fs::write(&machine.host.kernel_command_line, "ro xendomains.skip_autostart").expect("write");
+        for word in ["start", "restart", "reload"] {
+            let said = machine.run(&[word]);
+            assert_eq!((said.exit, said.calls), (Exit::Done, None), "{word}: {}", said.err);
+            assert!(said.out.contains("command line: no guest is started"), "{}", said.out);
+        }
+        assert_eq!(machine.run(&["stop"]).exit, Exit::Settings);
+        let machine = Machine::new("");
+        fs::write(&machine.host.off_switch, "").expect("write");
+        assert_eq!(machine.run(&["start"]).calls, None);
+        assert!(machine.host.mark_file().exists(), "what is started by hand is to be stopped");
+        assert_eq!(machine.run(&["stop"]).calls.expect("opened"), ["save web", "destroy web"]);
     }
 
     #[test]
@@ -467,7 +573,6 @@ mod tests {
             ("XENDOMAINS_USLEEP=x", &["start", "stop", "restart"]),
             ("XENDOMAINS_MIGRATE='host --ssl'", &["start", "stop", "restart"]),
             ("XENDOMAINS_MIGRATE='host -C /nonexistent/web.cfg'", &["stop", "restart"]),
-            ("XENDOMAINS_TOOLSTACK=xm", &["start", "stop"]),
         ] {
             let machine = Machine::new(settings);
             for word in words {
@@ -519,7 +624,7 @@ mod tests {
         let machine = Machine::new("");
         let (out, err) = (Buffer::default(), Buffer::default());
         let report = Reporter::new(Box::new(out), Box::new(err.clone()));
-        let open = |_: &XlConf, _: bool| Err("no libxl".into());
+        let open = |_: ToolstackChoice, _: &XlConf, _: bool| Err("no libxl".into());
         let interrupt = Interrupt::new().expect("a descriptor");
         let program = Program {
             host: &machine.host,
@@ -528,6 +633,7 @@ mod tests {
             interrupt: &interrupt,
             sleep: &|_| {},
             patience: PATIENCE,
+            spawn_monitor: None,
         };
         for (word, exit) in [("start", Exit::NoToolstack), ("stop", Exit::NoToolstack), ("status", Exit::Unknown)]
         {

@@ -7,15 +7,21 @@ use std::{io, thread};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use xendomains::cli::Cli;
+use xendomains::cli::{Cli, Command};
 use xendomains::host::Host;
 use xendomains::interrupt::Interrupt;
 use xendomains::report::Exit;
-use xendomains::toolstack::libxl::Libxl;
-use xendomains::{PATIENCE, Program, reporter, run};
+use xendomains::toolstack::choose;
+use xendomains::{PATIENCE, Program, monitor, reporter, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(&cli.command, Command::Monitor(options) if options.detached) {
+        if let Err(error) = monitor::detach() {
+            eprintln!("error: can't be detached: {error}");
+            return Exit::Failed.into();
+        }
+    }
     let report = reporter(&cli);
     let interrupt = match listen() {
         Ok(interrupt) => interrupt,
@@ -24,13 +30,15 @@ fn main() -> ExitCode {
             return Exit::Failed.into();
         }
     };
+    let host = Host::default();
     let program = Program {
-        host: &Host::default(),
-        open: &|xl_conf, verbose| Ok(Box::new(Libxl::open(xl_conf, verbose, Arc::clone(&interrupt))?)),
+        host: &host,
+        open: &|choice, xl_conf, verbose| Ok(choose::open(choice, &host, xl_conf, verbose, &interrupt)?),
         report: &report,
         interrupt: &interrupt,
         sleep: &|time| interrupt.pause(time),
         patience: PATIENCE,
+        spawn_monitor: Some(&monitor::spawn),
     };
     run(&program, &cli).into()
 }

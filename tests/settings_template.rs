@@ -32,4 +32,5 @@ fn the_template_names_every_setting_that_works_with_its_default() {
     }
     check!(sysrq usleep create_usleep migrate save shutdown shutdown_all restore auto auto_only stop_maxwait);
     check!(start_maxwait start_jobs save_jobs migrate_jobs stop_timeout destroy restore_failed device_wait toolstack);
+    check!(monitor restart_soon restart_burst restart_pause restart_tries);
 }

@@ -28,6 +28,7 @@ mod mapping;
 mod p9;
 mod pci;
 mod per_guest;
+mod reader;
 mod resources;
 mod rules;
 mod scan;
@@ -51,6 +52,7 @@ use uuid::Uuid;
 
 pub use affinity::MaskError;
 pub use per_guest::{PerGuest, StopAction};
+pub use reader::Reader;
 pub use xen_host::{Cpus, KNOWN, NEWEST, XenHost, debian_firmware_dir};
 pub use xl_conf::{Autoballoon, XlConf};
 
@@ -90,6 +92,14 @@ pub enum Error {
         /// The character in the line, from 1.
         column: u32,
         /// What is wrong, and what is accepted.
+        message: String,
+    },
+    /// The toolstack was asked to read it, and can't.
+    #[error("{}: {message}", path.display())]
+    Asked {
+        /// The file.
+        path: PathBuf,
+        /// What the toolstack says.
         message: String,
     },
     /// A key has a value that can't be used.
@@ -172,7 +182,10 @@ pub struct GuestConfig {
 impl GuestConfig {
     /// Reads a guest's file. `host` is the host that the guest is for.
     pub fn read(path: &Path, host: &XenHost) -> Result<Self, Error> {
-        Self::parse(path, &read_file(path)?, host)
+        match &host.reader {
+            Some(reader) => reader.read(path, host),
+            None => Self::parse(path, &read_file(path)?, host),
+        }
     }
 
     /// Reads the text of a guest's file; `path` is for messages.

@@ -3,10 +3,11 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Diagnostic;
 use super::affinity::{self, MaskError};
+use super::reader::Reader;
 use super::xl_conf::XlConf;
 
 /// The newest release of Xen 4 that is taken for the host's where nobody says which one it is, as its minor number.
@@ -44,6 +45,8 @@ pub struct XenHost {
     pub cpus: Option<Cpus>,
     /// Where its Xen has boot programs for guests, if known; else the place in Debian's packages is assumed.
     pub firmware_dir: Option<PathBuf>,
+    /// Who reads guests' files, if not this program.
+    pub reader: Option<Reader>,
 }
 
 impl Default for XenHost {
@@ -55,7 +58,7 @@ impl Default for XenHost {
 impl XenHost {
     /// A host of the newest known release with this xl.conf.
     pub fn of(xl_conf: XlConf) -> Self {
-        Self { xl_conf, release: NEWEST, update: None, cpus: None, firmware_dir: None }
+        Self { xl_conf, release: NEWEST, update: None, cpus: None, firmware_dir: None, reader: None }
     }
 
     /// What xl would warn about whatever guest it makes.
@@ -68,11 +71,22 @@ impl XenHost {
     pub fn before_creation(&self, config: &mut Value) -> Result<(), MaskError> {
         let Some(config) = config.as_object_mut() else { return Ok(()) };
         affinity::apply_masks(self, config)?;
+        self.choose_number(config);
+        Ok(())
+    }
+
+    /// Only what xl does with the configuration of a guest that it restarts.
+    pub fn before_restart(&self, config: &mut Value) {
+        if let Some(config) = config.as_object_mut() {
+            self.choose_number(config);
+        }
+    }
+
+    fn choose_number(&self, config: &mut Map<String, Value>) {
         let info = config.get_mut("c_info").and_then(Value::as_object_mut);
         if let Some(info) = info.filter(|_| self.xl_conf.random_domid) {
             info.insert("domid".to_owned(), RANDOM_DOMID.into());
         }
-        Ok(())
     }
 
     /// Whether it runs an older release than this one; 14 stands for "4.14 or earlier".

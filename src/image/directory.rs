@@ -283,7 +283,7 @@ mod tests {
             "web.bak: a left-over file (.bak): false",
             "web.dpkg-old: a left-over file (.dpkg-*): false",
             "web~: a left-over file (~): false",
-            "xend: an image of xend (xm), which neither xl nor this program can read: true",
+            "xend: the header is damaged: 774778414 bytes of configuration: true",
         ];
         assert_eq!(shown, expected);
     }

@@ -18,7 +18,7 @@ use std::os::unix::fs::FileExt;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Foreign, Part, Problem};
+use super::{Foreign, Format, Part, Problem, xend};
 
 const MAGIC: [u8; 32] = *b"Xen saved domain, xl format\n \0 \r";
 const BYTE_ORDER: u32 = 0x0102_0304;
@@ -27,7 +27,7 @@ const FLAG_STREAM_V2: u32 = 2;
 const HEADER_LENGTH: u64 = 48;
 
 /// More configuration than any guest has; what a damaged header asks for beyond this is not read.
-const CONFIG_LIMIT: u64 = 16 << 20;
+pub(super) const CONFIG_LIMIT: u64 = 16 << 20;
 
 const STREAM_MAGIC: [u8; 8] = *b"LibxlFmt";
 const STREAM_VERSION: u32 = 2;
@@ -45,6 +45,8 @@ pub(super) struct Header {
     pub(super) config: Value,
     /// Where libxl's stream starts.
     pub(super) stream_offset: u64,
+    /// Who has written it.
+    pub(super) format: Format,
 }
 
 /// The bytes before the stream. An error: the configuration is longer than the format can say.
@@ -101,6 +103,9 @@ pub(super) fn read(source: &impl Source) -> Result<Header, Problem> {
     let mut magic = [0; 32];
     let there = usize::try_from(length).unwrap_or(usize::MAX).min(magic.len());
     read(0, &mut magic[..there], Part::Header)?;
+    if magic.starts_with(xend::MAGIC) {
+        return xend::read(source, length);
+    }
     if !MAGIC.starts_with(&magic[..there]) {
         return Err(Problem::Foreign(foreign(&magic)));
     }
@@ -163,7 +168,7 @@ pub(super) fn read(source: &impl Source) -> Result<Header, Problem> {
     if end != END_RECORD {
         return Err(Problem::Truncated { part: Part::Stream, length });
     }
-    Ok(Header { name, uuid, config, stream_offset })
+    Ok(Header { name, uuid, config, stream_offset, format: Format::Xl })
 }
 
 /// Whose the configuration is.
@@ -179,9 +184,7 @@ pub(super) fn identity(config: &Value) -> Result<(String, Uuid), Problem> {
 
 /// Whose file it is, if not xl's.
 fn foreign(start: &[u8]) -> Foreign {
-    if start.starts_with(b"LinuxGuestRecord") {
-        Foreign::Xend
-    } else if start.starts_with(b"Libvirt") || start.starts_with(b"libvirt") {
+    if start.starts_with(b"Libvirt") || start.starts_with(b"libvirt") {
         Foreign::Libvirt
     } else {
         Foreign::Unknown
@@ -281,7 +284,7 @@ pub(super) mod tests {
 
     #[test]
     fn damage_and_other_formats() {
-        assert!(matches!(problem(b"LinuxGuestRecord\0\0\0\x10(domain"), Problem::Foreign(Foreign::Xend)));
+        assert!(matches!(problem(b"LinuxGuestRecord\0\0\0\x10(domain"), Problem::Truncated { .. }));
         assert!(matches!(problem(b"LibvirtQemudSave and more"), Problem::Foreign(Foreign::Libvirt)));
         assert!(matches!(problem(b"LibvirtGuestSave"), Problem::Foreign(Foreign::Libvirt)));
         assert!(matches!(problem(b"libvirt-xml\n \0 \r"), Problem::Foreign(Foreign::Libvirt)));

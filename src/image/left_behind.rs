@@ -38,11 +38,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
+use uuid::Uuid;
 
 use super::change::{self, sync_directory};
 use super::name::{RECORD, RECORDING, SAVING, encode_name, is_hidden, sibling};
 use super::record::{self, Guest, ImageId, Record, RecordFile, Unreadable};
-use super::{Image, ImageError, SaveDirectory, Saved, io_error};
+use super::{Format, Image, ImageError, SaveDirectory, Saved, io_error, xend};
 
 /// What a save has left of a guest whose domain is suspended.
 #[derive(Debug)]
@@ -120,7 +121,8 @@ impl SaveDirectory {
         for path in self.hidden(SAVING)? {
             let record = record::read(&sibling(&path, SAVING, RECORD));
             let needed = record.is_ok_and(|record| is_suspended(&record));
-            if !needed && remove_if_free(&path)? {
+            // Of a guest that xend has saved there may be nothing else: it is removed before we know.
+            if !needed && !is_of_xend(&path) && remove_if_free(&path)? {
                 removed.push(path);
             }
         }
@@ -145,6 +147,24 @@ impl SaveDirectory {
         Ok(removed)
     }
 
+    /// Gives images of xend their names whose guest is not there any more: it was saved, and the save was cut off before
+    /// that. `is_there` knows the guests. Says what they are called.
+    pub fn claim_saved_by_xend(&self, is_there: impl Fn(Uuid) -> bool) -> Result<Vec<PathBuf>, ImageError> {
+        let mut claimed = Vec::new();
+        for path in self.hidden(SAVING)? {
+            let Lock::Free(_file) = lock(&path)? else { continue };
+            let Ok(image) = Image::open(&path) else { continue };
+            if image.format != Format::Xend || is_there(image.uuid) {
+                continue;
+            }
+            let target = self.path().join(encode_name(&image.name));
+            change::rename_to_new(&path, &target).map_err(io_error(&target, "give the image its name"))?;
+            sync_directory(self.path()).map_err(io_error(&target, "make its name durable"))?;
+            claimed.push(target);
+        }
+        Ok(claimed)
+    }
+
     /// The regular files with a name that ends like this.
     fn hidden(&self, suffix: &str) -> Result<Vec<PathBuf>, ImageError> {
         let names = self.names()?.into_iter().filter(|name| is_hidden(name, suffix));
@@ -158,6 +178,12 @@ impl SaveDirectory {
         let metadata = names.iter().filter_map(|name| fs::metadata(self.path().join(name)).ok());
         Ok(metadata.filter(fs::Metadata::is_file).map(|metadata| ImageId::of_file(&metadata)).collect())
     }
+}
+
+fn is_of_xend(path: &Path) -> bool {
+    let mut magic = [0; xend::MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut magic));
+    read.is_ok() && magic == *xend::MAGIC
 }
 
 /// Whether somebody writes a file.

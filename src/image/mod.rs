@@ -26,6 +26,7 @@ mod partitions;
 mod record;
 mod time;
 mod verdict;
+mod xend;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
@@ -117,6 +118,9 @@ pub enum Problem {
     /// The configuration is not JSON.
     #[error("the guest configuration in the image is damaged: {0}")]
     ConfigNotJson(serde_json::Error),
+    /// The configuration is not what xend writes.
+    #[error("the guest configuration in the image is damaged: {0}")]
+    ConfigNotSxp(String),
     /// The configuration lacks the name or the UUID.
     #[error("the guest configuration in the image has no valid {0}")]
     ConfigWithout(&'static str),
@@ -178,8 +182,6 @@ impl std::fmt::Display for Part {
 /// Whose file it is, if it is no image of xl's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
-    /// xend, the toolstack behind xm.
-    Xend,
     /// libvirt.
     Libvirt,
     /// Nobody knows.
@@ -189,7 +191,6 @@ pub enum Foreign {
 impl std::fmt::Display for Foreign {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Xend => "an image of xend (xm), which neither xl nor this program can read",
             Self::Libvirt => "an image of libvirt; use libvirt to restore it",
             Self::Unknown => "not a saved guest",
         })
@@ -205,6 +206,15 @@ impl Problem {
 /// Turns a failed system call into an error.
 fn io_error<E: Into<io::Error>>(path: &Path, action: &'static str) -> impl Fn(E) -> ImageError {
     move |source| Problem::Io { action, source: source.into() }.at(path)
+}
+
+/// Who has written an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// xl, or this program.
+    Xl,
+    /// xend, the toolstack behind xm.
+    Xend,
 }
 
 /// Which file it is, independent of its name.
@@ -231,6 +241,8 @@ pub struct Image {
     pub uuid: Uuid,
     /// The guest's configuration, in libxl's JSON.
     pub config: Value,
+    /// Who has written it, and can restore it.
+    pub format: Format,
     /// How long the file is.
     pub size: u64,
     /// When it was written.
@@ -257,6 +269,7 @@ impl Image {
             name: header.name,
             uuid: header.uuid,
             config: header.config,
+            format: header.format,
             size: metadata.len(),
             mtime: metadata.modified().map_err(io_error(path, "read its metadata"))?,
             stream_offset: header.stream_offset,

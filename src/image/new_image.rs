@@ -167,6 +167,13 @@ impl NewImage {
         })
     }
 
+    /// The guest is not there any more, or is still being written by somebody: keeps the file, whatever it is.
+    pub fn keep(mut self) -> PathBuf {
+        self.stays = true;
+        unlock(&self.file);
+        self.path.clone()
+    }
+
     /// The guest could not be resumed: keeps what proves that it was this save that has suspended it, so that it can be
     /// tried again.
     pub fn guest_stays_suspended(mut self) {

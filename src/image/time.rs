@@ -5,6 +5,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 
 /// Nanoseconds since 1970.
@@ -43,18 +44,7 @@ impl From<SystemTime> for Time {
 /// As in `2026-08-24 13:07:09 UTC`.
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.div_euclid(1_000_000_000);
-        let (days, clock) = (seconds.div_euclid(86400), seconds.rem_euclid(86400));
-        // Days since 1 March of the year 0, in eras of 400 years, years that begin in March and their months.
-        let days = days + 719_468;
-        let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-        let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
-        let day = day - (365 * year + year / 4 - year / 100);
-        let month = (5 * day + 2) / 153;
-        let day = day - (153 * month + 2) / 5 + 1;
-        let (year, month) = (era * 400 + year + i64::from(month >= 10), (month + 2) % 12 + 1);
-        let (hour, minute, second) = (clock / 3600, clock / 60 % 60, clock % 60);
-        write!(f, "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+        write!(f, "{}", DateTime::from_timestamp_nanos(self.0).format("%Y-%m-%d %H:%M:%S UTC"))
     }
 }
 

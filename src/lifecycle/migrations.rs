@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use super::{Identity, Run};
 use crate::host::Host;
-use crate::migrate::{AWAY, Record, Records, Stage, undecided};
+use crate::migrate::{Record, Records, Stage, undecided};
 use crate::report::Reporter;
-use crate::toolstack::{Domain, ShutdownReason, State};
+use crate::toolstack::{AWAY, Domain, ShutdownReason, State};
 
 /// Where what is remembered of migrations is.
 pub(super) fn records(host: &Host) -> Records {

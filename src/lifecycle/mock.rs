@@ -18,7 +18,7 @@ use crate::image::{Guest, Image, NewImage, SaveDirectory, Saved};
 use crate::interrupt::Interrupt;
 use crate::report::{Buffer, Exit, Reporter};
 use crate::settings::Settings;
-use crate::toolstack::{Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack};
+use crate::toolstack::{AfterSave, Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack};
 
 /// How a call goes wrong, or differently.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,6 +44,8 @@ pub(crate) struct Mock {
     world: Mutex<World>,
     /// The SAVE directory, to see whether an image is in place when its guest begins to run.
     save: PathBuf,
+    /// `None`: suspended.
+    pub(super) after_save: Option<AfterSave>,
 }
 
 #[derive(Default)]
@@ -180,6 +182,10 @@ impl Mock {
 impl Toolstack for Mock {
     fn describe(&self) -> String {
         "mock 1".to_owned()
+    }
+
+    fn after_save(&self) -> AfterSave {
+        self.after_save.unwrap_or(AfterSave::Suspended)
     }
 
     fn xen_release(&self) -> Option<u32> {
@@ -478,6 +484,7 @@ impl Bench {
             report: &report,
             interrupt: &self.interrupt,
             sleep: &|time| self.slept.lock().expect("whole").push(time),
+            spawn_monitor: None,
         });
         report.exit()
     }

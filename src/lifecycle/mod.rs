@@ -13,6 +13,8 @@ mod start;
 mod status;
 mod stop;
 mod unsupported;
+mod watchers;
+mod watching;
 mod workers;
 
 use std::io;
@@ -24,14 +26,13 @@ use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
 use crate::image::{self, Image};
 use crate::interrupt::Interrupt;
-use crate::migrate::AWAY;
 use crate::report::Reporter;
 use crate::settings::Settings;
-use crate::toolstack::{self, Domain, ShutdownReason, State, Toolstack};
+use crate::toolstack::{self, AWAY, Domain, ShutdownReason, State, Toolstack};
 
 pub use check::{check, check_guest};
 pub use plan::{plan_start, plan_stop};
-pub use start::start;
+pub use start::{mark, start};
 pub use status::{Overview, overview};
 pub use stop::stop;
 pub use unsupported::{Purpose, unsupported};
@@ -52,6 +53,8 @@ pub struct Run<'a> {
     pub interrupt: &'a Interrupt,
     /// How to wait between two guests or two SysRq letters.
     pub sleep: &'a (dyn Fn(Duration) + Sync),
+    /// How to start a monitor. `None`: start does not see to it that one runs.
+    pub spawn_monitor: Option<&'a (dyn Fn() -> io::Result<()> + Sync)>,
 }
 
 impl Run<'_> {
@@ -97,7 +100,10 @@ impl Identity {
             let name = name.strip_suffix(AWAY).unwrap_or(name);
             name == self.name || Some(domain.uuid) == self.uuid
         };
-        domains.iter().filter(|domain| domain.domid != 0 && domain.state != State::Dying).find(is_it)
+        let found =
+            domains.iter().filter(|domain| domain.domid != 0 && domain.state != State::Dying).filter(is_it);
+        // What is kept of an earlier life has the same UUID.
+        found.min_by_key(|domain| !is_alive(domain))
     }
 }
 

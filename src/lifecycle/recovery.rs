@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::directories::tell_aside;
 use super::migrations::recover_migrated;
 use super::{Run, name, reason};
 use crate::image::{self, Image, LeftBehind, SaveDirectory};
-use crate::toolstack::{Domain, Error, ShutdownReason, State};
+use crate::toolstack::{AfterSave, Domain, Error, ShutdownReason, State};
 
 /// The note that a guest is being built. A build that fails leaves it there: should anything be left of the domain, the
 /// next start or stop removes that.
@@ -54,6 +55,12 @@ pub(super) fn recover(run: &Run<'_>) -> Result<Vec<Domain>, Error> {
         for domain in domains.iter().filter(|domain| is_suspended(domain) || is_half_destroyed(domain)) {
             changed |= recover_saved(run, directory, domain);
         }
+        for domain in domains.iter().filter(|domain| may_be_paused_by_save(run, domain)) {
+            changed |= recover_paused(run, directory, domain);
+        }
+    }
+    if let (Some(directory), AfterSave::Gone) = (&directory, run.toolstack.after_save()) {
+        claim(run, directory, &domains);
     }
     let domains = if changed { run.toolstack.domains()? } else { domains };
     if let Some(directory) = &directory {
@@ -66,18 +73,26 @@ fn is_suspended(domain: &Domain) -> bool {
     domain.is_manageable() && domain.state == State::Shutdown(ShutdownReason::Suspend)
 }
 
+/// Whether a save of ours may have paused it.
+fn may_be_paused_by_save(run: &Run<'_>, domain: &Domain) -> bool {
+    run.toolstack.after_save() == AfterSave::Paused && domain.is_manageable() && domain.state == State::Paused
+}
+
 /// A suspended guest that is being destroyed, or whose destroyer has died: its name goes first.
 fn is_half_destroyed(domain: &Domain) -> bool {
     domain.domid != 0 && domain.name.is_none() && domain.state == State::Shutdown(ShutdownReason::Suspend)
 }
 
+/// What a save has left of a guest that stands still.
+fn left_behind(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> Result<LeftBehind, String> {
+    let domain = run.domain(domain).map_err(|error| format!("the boot id: {error}"))?;
+    directory.left_behind(&domain).map_err(|error| error.to_string())
+}
+
 /// A suspended guest: has a save of ours brought it there? Says whether something was done.
 fn recover_saved(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> bool {
     let guest = name(domain);
-    let left = run
-        .domain(domain)
-        .map_err(|error| format!("the boot id: {error}"))
-        .and_then(|domain| directory.left_behind(&domain).map_err(|error| error.to_string()));
+    let left = left_behind(run, directory, domain);
     if is_half_destroyed(domain) && !matches!(left, Ok(LeftBehind::Husk(_))) {
         return false; // It can't be resumed any more, and whoever wants it gone is not us.
     }
@@ -133,9 +148,63 @@ fn recover_saved(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> b
     }
 }
 
+/// A paused guest: has a save of ours brought it there? It is not certain that it has not run since, so that its image, if
+/// it has got that far, is not used: the guest itself runs on. Says whether something was done.
+fn recover_paused(run: &Run<'_>, directory: &SaveDirectory, domain: &Domain) -> bool {
+    let guest = name(domain);
+    match left_behind(run, directory, domain) {
+        Ok(LeftBehind::Nothing | LeftBehind::ImageGone) => return false,
+        Ok(LeftBehind::BeingSaved) => {
+            run.report.warn(&format!("{guest}: it is being saved by another process"));
+            return false;
+        }
+        Ok(LeftBehind::Victim) => {}
+        Ok(LeftBehind::Husk(saved)) => match saved.image().clone().consume() {
+            Ok(aside) => {
+                let why = "its guest is still there, and may have run since";
+                tell_aside(&saved.image().path, why, &aside, run.report);
+            }
+            Err(error) => {
+                run.report.error(&format!("{guest}: left paused, as its image can't be set aside: {error}"));
+                return false;
+            }
+        },
+        Err(error) => {
+            run.report.warn(&format!("{guest}: it is paused, and why can't be told: {error}"));
+            return false;
+        }
+    }
+    match run.toolstack.unpause(domain.domid) {
+        Ok(()) => {
+            run.report.warn(&format!("{guest}: runs on; an earlier stop was killed while it saved it"));
+            true
+        }
+        Err(error) => {
+            run.report.error(&format!("{guest}: left paused by a save that was killed: {}", reason(&error)));
+            false
+        }
+    }
+}
+
+/// Takes up images of guests that were gone before their image had its name.
+fn claim(run: &Run<'_>, directory: &SaveDirectory, domains: &[Domain]) {
+    match directory.claim_saved_by_xend(|uuid| domains.iter().any(|domain| domain.uuid == uuid)) {
+        Ok(claimed) => claimed.iter().for_each(|path| {
+            let what = "an earlier stop was killed while its guest was saved. Whether it is whole is not known";
+            run.report.warn(&format!("{}: {what}", path.display()));
+        }),
+        Err(error) => run.report.warn(&error.to_string()),
+    }
+}
+
 /// Frees the room that saves have left taken which were killed.
 fn tidy(run: &Run<'_>, directory: &SaveDirectory, domains: &[Domain]) {
-    let suspended = domains.iter().filter(|domain| is_suspended(domain)).map(|domain| run.domain(domain));
+    let is_left = |domain: &&Domain| {
+        let is_written =
+            || run.toolstack.after_save() != AfterSave::Suspended && run.host.is_being_saved(domain.domid);
+        is_suspended(domain) || may_be_paused_by_save(run, domain) || is_written()
+    };
+    let suspended = domains.iter().filter(is_left).map(|domain| run.domain(domain));
     // Without knowing whose is whose, nothing is removed.
     let Ok(suspended) = suspended.collect::<io::Result<Vec<_>>>() else { return };
     match directory.remove_stale_temporaries(&suspended) {
@@ -153,8 +222,12 @@ fn forget_builds(run: &Run<'_>, domains: &[Domain], save: Option<&Path>) -> bool
     for note in notes.filter_map(Result::ok) {
         let Some(uuid) = note.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()) else { continue };
         let number = fs::read_to_string(note.path()).unwrap_or_default().trim().parse().ok();
-        let built = domains.iter().find(|domain| domain.uuid == uuid && domain.domid != 0);
-        if let Some(domain) = built.filter(|domain| domain.state == State::Paused && domain.cpu_time.is_zero()) {
+        // What is kept of an earlier life of the guest has its UUID too.
+        let is_half_built = |domain: &&Domain| {
+            let (paused, unused) = (domain.state == State::Paused, domain.cpu_time.is_zero());
+            domain.uuid == uuid && domain.domid != 0 && paused && unused
+        };
+        if let Some(domain) = domains.iter().find(is_half_built) {
             any = true;
             let guest = domain.name.clone().unwrap_or_else(|| uuid.to_string());
             if let Err(error) = run.toolstack.destroy(domain.domid) {
@@ -190,6 +263,40 @@ mod tests {
     use crate::report::Exit;
 
     const SUSPENDED: State = State::Shutdown(ShutdownReason::Suspend);
+
+    #[test]
+    fn a_guest_that_a_killed_save_has_left_paused_runs_on() {
+        for command in ["start", "stop"] {
+            for complete in [false, true] {
+                let mut bench = Bench::new();
+                bench.toolstack.after_save = Some(AfterSave::Paused);
+                let mut image = being_saved(&bench, "web");
+                let domid = bench.toolstack.get_by_name("web").domid;
+                bench.toolstack.change(domid, |domain| domain.state = State::Paused);
+                if complete {
+                    drop(image.commit().expect("whole"));
+                } else {
+                    image.guest_stays_suspended();
+                }
+                let exit = if command == "start" { bench.start() } else { bench.stop() };
+                assert_eq!(exit, Exit::Done, "{}", bench.err());
+                assert!(bench.err().contains("web: runs on; an earlier stop was killed"), "{}", bench.err());
+                match command {
+                    "start" => assert_eq!(
+                        (bench.toolstack.left(), bench.toolstack.calls().len()),
+                        (vec!["web Running".to_owned()], 1)
+                    ),
+                    _ => assert_eq!(bench.toolstack.calls(), ["unpause web", "save web", "destroy web"]),
+                }
+            }
+        }
+        // Somebody else's pause.
+        let mut bench = Bench::new();
+        bench.toolstack.after_save = Some(AfterSave::Paused);
+        bench.toolstack.domain("web", State::Paused);
+        bench.start();
+        assert_eq!(bench.toolstack.calls(), [""; 0]);
+    }
 
     /// A guest in the middle of its save: suspended, with its image written and not yet in its place.
     fn being_saved(bench: &Bench, name: &str) -> NewImage {

@@ -2,8 +2,8 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,14 @@ use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unr
 use super::migrations::elsewhere;
 use super::order::levels;
 use super::recovery::{begin_building, recover};
+use super::watching::Watching;
 use super::workers::{Places, all_at_once, in_order, lock};
 use super::{Identity, Run, is_alive, name, reason, state_word};
 use crate::guest_config::GuestConfig;
+use crate::host::Host;
 use crate::image::{self, Consumed, Image, Verdict};
 use crate::needs::{self, Need};
-use crate::report::Action;
+use crate::report::{Action, Reporter};
 use crate::settings::{DEFAULT_CREATE_JOBS, DEFAULT_RESTORE_JOBS, RestoreFailed};
 use crate::toolstack::{Domain, Domid, Error, State};
 
@@ -33,6 +35,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// then the others by file name.
 pub fn start(run: &Run<'_>) {
     let begun = Instant::now();
+    mark(run.host, run.report);
     let start = Start::new(run, false);
     if let Err(error) = start.all() {
         run.report.error(&reason(&error));
@@ -40,18 +43,26 @@ pub fn start(run: &Run<'_>) {
     run.report.summary("start", begun.elapsed());
 }
 
+/// Makes the mark without which some init systems call no stop. It is made whether there is a guest to start or not:
+/// somebody may start one by hand later.
+pub fn mark(host: &Host, report: &Reporter) {
+    if let Err(error) = host.mark() {
+        report.warn(&format!("{}: {error}", host.mark_file().display()));
+    }
+}
+
 /// What start would do, level by level, in each with images first. Nothing is touched; what start would complain about
 /// is said.
 pub(super) fn planned(run: &Run<'_>) -> Result<Vec<Vec<Job>>, Error> {
     let start = Start::new(run, true);
-    Ok(start.levels(&run.toolstack.domains()?))
+    Ok(start.levels(&run.toolstack.domains()?, &[]))
 }
 
 struct Start<'a> {
     run: &'a Run<'a>,
+    watching: Watching<'a>,
     /// Only look.
     dry: bool,
-    marked: Once,
     /// Guests that nobody has begun to start.
     waiting: AtomicUsize,
     /// Guests whose image could not be restored and is kept. They are not booted.
@@ -104,8 +115,8 @@ impl<'a> Start<'a> {
     fn new(run: &'a Run<'a>, dry: bool) -> Start<'a> {
         Start {
             run,
+            watching: if dry { Watching::none(run) } else { Watching::begin(run) },
             dry,
-            marked: Once::new(),
             waiting: AtomicUsize::new(0),
             kept: Mutex::default(),
             not_begun: Mutex::default(),
@@ -113,9 +124,10 @@ impl<'a> Start<'a> {
     }
 
     fn all(&self) -> Result<(), Error> {
-        let before = recover(self.run)?;
-        let levels = self.levels(&before);
+        let (before, restarting) = self.watching.look(recover(self.run)?)?;
+        let levels = self.levels(&before, &restarting);
         self.waiting.store(levels.iter().map(Vec::len).sum(), Ordering::Relaxed);
+        self.run.report.expect("started", levels.iter().flatten().map(|job| job.identity.name.clone()));
         for level in levels {
             self.start_level(level, &before)?;
         }
@@ -128,9 +140,10 @@ impl<'a> Start<'a> {
     }
 
     /// What is to be started, in which order.
-    fn levels(&self, domains: &[Domain]) -> Vec<Vec<Job>> {
+    fn levels(&self, domains: &[Domain], restarting: &[Identity]) -> Vec<Vec<Job>> {
         let mut jobs = self.jobs(domains);
         self.leave_elsewhere(&mut jobs, domains);
+        self.leave_restarting(&mut jobs, restarting);
         jobs.retain(|job| job.image.is_some() || self.is_to_be_created(job, domains, domains));
         levels(jobs, Job::order)
     }
@@ -149,6 +162,17 @@ impl<'a> Start<'a> {
                 (true, true, false) | (false, ..) => {}
             }
         }
+    }
+
+    /// Takes out the guests that the monitor is restarting.
+    fn leave_restarting(&self, jobs: &mut Vec<Job>, restarting: &[Identity]) {
+        jobs.retain(|job| {
+            let restarts = restarting.iter().any(|guest| job.identity.is_same_guest(guest));
+            if restarts {
+                self.run.report.note(&format!("{}: is being restarted by the monitor", job.identity.name));
+            }
+            !restarts
+        });
     }
 
     /// What is to be started, images before files.
@@ -241,7 +265,10 @@ impl<'a> Start<'a> {
         self.side_by_side(jobs.unwrap_or(DEFAULT_RESTORE_JOBS), restores, Self::restore);
         if !creations.is_empty() {
             // What came before may have taken long: look again.
-            let domains = self.run.toolstack.domains()?;
+            let (domains, restarting) = self.watching.look(self.run.toolstack.domains()?)?;
+            let wanted = creations.len();
+            self.leave_restarting(&mut creations, &restarting);
+            self.waiting.fetch_sub(wanted - creations.len(), Ordering::Relaxed);
             creations.retain(|job| {
                 let wanted = self.is_to_be_created(job, before, &domains);
                 if !wanted {
@@ -317,7 +344,7 @@ impl<'a> Start<'a> {
         let (guest, path) = (image.name.clone(), image.path.clone());
         let mut progress = self.run.report.progress(Action::Restore, &guest);
         progress.follow(image.size, image.read_so_far());
-        match self.try_to_restore(image) {
+        match self.try_to_restore(image, job.config.as_ref()) {
             Ok(()) => {
                 self.run.report.done(Action::Restore, &guest, begun.elapsed());
                 Some(job.delay().unwrap_or_default())
@@ -354,16 +381,20 @@ impl<'a> Start<'a> {
     /// Builds a guest, and tries again after a failure that may pass. Each is said.
     fn build(
         &self,
+        action: Action,
         guest: &str,
         attempt: impl Fn(Option<Instant>) -> Result<Domid, Error>,
     ) -> Result<Domid, String> {
         let mut retries = RETRIES;
         loop {
             let limit = self.run.settings.start_maxwait.value;
-            let error = match attempt(limit.and_then(|limit| Instant::now().checked_add(limit))) {
+            let limit = limit.and_then(|limit| Instant::now().checked_add(limit));
+            let work = self.run.report.work(action, guest, limit);
+            let error = match attempt(limit) {
                 Ok(domid) => return Ok(domid),
                 Err(error) => error,
             };
+            drop(work);
             if !error.transient || retries == 0 || self.run.interrupt.is_asked() {
                 return Err(reason(&error));
             }
@@ -403,7 +434,7 @@ impl<'a> Start<'a> {
         }
     }
 
-    fn try_to_restore(&self, mut image: Image) -> Result<(), String> {
+    fn try_to_restore(&self, mut image: Image, config: Option<&GuestConfig>) -> Result<(), String> {
         self.look_for(&needs::needs_to_restore(&image.config))?;
         if let Verdict::Stale(why) | Verdict::DiskMissing(why) = image.verdict() {
             return Err(why);
@@ -411,8 +442,10 @@ impl<'a> Start<'a> {
         self.run.xen_host.before_creation(&mut image.config).map_err(|error| error.to_string())?;
         let building = begin_building(self.run, image.uuid, Some(&image)).map_err(|error| self.no_note(&error))?;
         let restore = |limit| self.run.toolstack.restore(&image, limit, &self.note(&image.name));
-        let domid = self.build(&image.name, restore).inspect_err(|_| self.look_at_disks_again(&image))?;
-        if let Some(consumed) = self.let_run(domid, Some(image))? {
+        let domid =
+            self.build(Action::Restore, &image.name, restore).inspect_err(|_| self.look_at_disks_again(&image))?;
+        let identity = Identity::of_image(&image);
+        if let Some(consumed) = self.let_run(domid, &identity, Some(image), config)? {
             // It will never be restored again, whether it can be removed or not.
             if let Err(error) = consumed.remove() {
                 self.run.report.warn(&format!("the restored image is still there: {error}"));
@@ -424,14 +457,20 @@ impl<'a> Start<'a> {
 
     /// Lets a new guest run. Its image is out of the way before it runs, so that nothing can run it a second time, and
     /// back in its place if the guest can't be let run.
-    fn let_run(&self, domid: Domid, image: Option<Image>) -> Result<Option<Consumed>, String> {
+    fn let_run(
+        &self,
+        domid: Domid,
+        guest: &Identity,
+        image: Option<Image>,
+        config: Option<&GuestConfig>,
+    ) -> Result<Option<Consumed>, String> {
         let toolstack = self.run.toolstack;
+        self.watching.add(domid, guest, config);
         let consumed = match image.map(Image::consume).transpose() {
             Ok(consumed) => consumed,
             Err(error) => return Err(self.give_up(domid, error.to_string()).0),
         };
         let Err(error) = toolstack.unpause(domid) else {
-            self.mark();
             return Ok(consumed);
         };
         let (mut reason, is_gone) = self.give_up(domid, reason(&error));
@@ -516,22 +555,14 @@ impl<'a> Start<'a> {
         self.run.xen_host.before_creation(&mut guest.json).map_err(|error| error.to_string())?;
         let building = begin_building(self.run, guest.uuid, None).map_err(|error| self.no_note(&error))?;
         let create = |limit| self.run.toolstack.create(&guest, limit, &self.note(&guest.name));
-        let domid = self.build(&guest.name, create)?;
-        if let Some(aside) = self.let_run(domid, unwanted)? {
+        let domid = self.build(Action::Create, &guest.name, create)?;
+        let identity = Identity { name: guest.name.clone(), uuid: Some(guest.uuid) };
+        if let Some(aside) = self.let_run(domid, &identity, unwanted, Some(&guest))? {
             let why = "its guest was started without it, because RESTORE is not true";
             tell_aside(&aside.image().path, why, &aside, self.run.report);
         }
         building.finished();
         Ok(())
-    }
-
-    /// Makes the mark for init scripts, as soon as there is something to stop.
-    fn mark(&self) {
-        self.marked.call_once(|| {
-            if let Err(error) = self.run.host.mark() {
-                self.run.report.warn(&format!("{}: {error}", self.run.host.mark_file().display()));
-            }
-        });
     }
 }
 
@@ -579,6 +610,18 @@ mod tests {
         assert_eq!(bench.start(), Exit::Done);
         assert_eq!(bench.toolstack.calls(), calls);
         assert!(bench.out().ends_with("start: nothing to do (0.0 s)\n"), "{}", bench.out());
+    }
+
+    #[test]
+    fn what_is_kept_of_an_earlier_life_is_not_the_guest() {
+        let bench = Bench::new();
+        bench.auto("db", "db");
+        let kept = bench.toolstack.domain("db", State::Shutdown(ShutdownReason::Crash));
+        bench.toolstack.change(kept, |domain| domain.name = Some("db-20260102T0304Z".to_owned()));
+        bench.toolstack.domain("db", State::Running);
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.calls(), [""; 0]);
+        assert!(bench.out().contains("db: runs already as domain 2"), "{}", bench.out());
     }
 
     #[test]
@@ -632,7 +675,7 @@ mod tests {
         assert_eq!(bench.start(), Exit::Failed);
         assert_eq!(bench.toolstack.calls(), ["restore web"]);
         assert_eq!(bench.saved(), ["web"]);
-        assert!(!bench.has_mark());
+        assert!(bench.has_mark(), "whatever runs later is stopped");
         bench.toolstack.no_fault("restore web");
         bench.start();
         assert_eq!(bench.toolstack.left(), ["web Running"]);

@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::directories::{Messages, auto_guests, images};
 use super::migrations::elsewhere;
-use super::{Identity, is_alive, state_word};
+use super::{Identity, is_alive, state_word, watchers};
 use crate::guest_config::XenHost;
 use crate::host::Host;
 use crate::image::{Image, Verdict};
+use crate::monitor::Restarts;
 use crate::report::{Exit, Reporter, one_line};
 use crate::settings::Settings;
 use crate::toolstack::{Domain, Error, Toolstack};
@@ -37,15 +38,15 @@ pub struct Overview {
 
 /// One guest. What is only known of a domain is null for a guest without one.
 #[derive(Debug, Serialize)]
-struct Guest {
+pub(super) struct Guest {
     /// Null for a domain that has none.
     name: Option<String>,
     /// Null when neither domain nor file tells it.
     uuid: Option<Uuid>,
     /// Domain id.
-    id: Option<u32>,
+    pub(super) id: Option<u32>,
     /// `running`, `paused`, `shutdown`, `rebooting`, `suspended`, `crashed`, `dying`; `down` without a domain, or `moved`
-    /// if it was migrated.
+    /// if it was migrated, or `restarting`.
     state: &'static str,
     memory_kib: Option<u64>,
     max_memory_kib: Option<u64>,
@@ -68,6 +69,15 @@ struct Guest {
     migrated_to: Option<String>,
     /// The host that it may run on: whether a migration has come to its end there is not known.
     may_run_on: Option<String>,
+    /// Who does what its file says when it ends: `monitor`, `xl` (a process of its own), `xend`, `libvirt`, or `nobody` if that
+    /// should be the monitor, which is not there. Null: nobody, as far as can be told.
+    pub(super) watched_by: Option<&'static str>,
+    /// How often the monitor has restarted it.
+    pub(super) restarts: Option<u32>,
+    /// Why it did that the last time.
+    pub(super) last_restart_reason: Option<String>,
+    /// Why the monitor could not restart it and has given up.
+    restart_failed: Option<String>,
     #[serde(skip)]
     alive: bool,
 }
@@ -91,6 +101,8 @@ pub fn overview(
     overview.add_auto(settings, xen_host, report);
     overview.add_images(settings, report);
     overview.add_migrations(host, &domains, report);
+    watchers::add(&mut overview.guests, host, &domains, toolstack, report);
+    overview.add_restarts(host, report);
     overview.guests.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     Ok(overview)
 }
@@ -144,6 +156,24 @@ impl Overview {
         }
     }
 
+    /// Guests that the monitor restarts, or could not restart.
+    fn add_restarts(&mut self, host: &Host, report: &Reporter) {
+        let (restarts, unreadable) = Restarts::new(&host.run_dir).all();
+        unreadable.iter().for_each(|message| report.warn(message));
+        for restart in restarts.into_iter().filter(|restart| restart.is_under_way() || restart.failed.is_some()) {
+            let guest = self.find_or_add(&Identity { name: restart.name, uuid: Some(restart.uuid) });
+            if guest.alive {
+                continue;
+            }
+            if restart.failed.is_none() {
+                guest.state = RESTARTING;
+            }
+            guest.restarts = Some(restart.mark.restarts);
+            guest.last_restart_reason = restart.mark.reason;
+            guest.restart_failed = restart.failed;
+        }
+    }
+
     /// What can't be used makes the answer incomplete; what is passed over is nobody's question here.
     fn take(&mut self, messages: &Messages, report: &Reporter) {
         for message in messages.failures.iter().chain(&messages.warnings) {
@@ -165,8 +195,12 @@ impl Overview {
         if !self.guests.iter().any(|guest| guest.alive) {
             return Exit::NoneRunning;
         }
-        let missing =
-            |guest: &Guest| (guest.auto && !guest.alive) || guest.image.is_some() || guest.may_run_on.is_some();
+        let missing = |guest: &Guest| {
+            (guest.auto && !guest.alive)
+                || guest.image.is_some()
+                || guest.may_run_on.is_some()
+                || guest.restart_failed.is_some()
+        };
         if !self.complete || self.guests.iter().any(missing) { Exit::SomeMissing } else { Exit::AllRunning }
     }
 
@@ -178,10 +212,9 @@ impl Overview {
 
     /// As a table, one line a guest.
     pub fn table(&self) -> String {
-        let mut rows =
-            vec![["NAME", "ID", "STATE", "MEMORY", "VCPUS", "UPTIME", "AUTO", "IMAGE"].map(str::to_owned)];
+        let mut rows = vec![HEAD.map(str::to_owned)];
         rows.extend(self.guests.iter().map(Guest::row));
-        let mut widths = [0; 8];
+        let mut widths = [0; HEAD.len()];
         for row in &rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = cell.chars().count().max(*width);
@@ -225,6 +258,10 @@ impl Guest {
             image_reason: None,
             migrated_to: None,
             may_run_on: None,
+            watched_by: None,
+            restarts: None,
+            last_restart_reason: None,
+            restart_failed: None,
             alive: is_alive(domain),
         }
     }
@@ -249,6 +286,10 @@ impl Guest {
             image_reason: None,
             migrated_to: None,
             may_run_on: None,
+            watched_by: None,
+            restarts: None,
+            last_restart_reason: None,
+            restart_failed: None,
             alive: false,
         }
     }
@@ -260,7 +301,7 @@ impl Guest {
         same && self.state != "dying"
     }
 
-    fn row(&self) -> [String; 8] {
+    fn row(&self) -> [String; HEAD.len()] {
         fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
             value.map_or_else(|| "-".to_owned(), show)
         }
@@ -272,6 +313,13 @@ impl Guest {
             or_dash(self.vcpus, |vcpus| vcpus.to_string()),
             or_dash(self.uptime_seconds, |seconds| duration(Duration::from_secs(seconds))),
             if self.auto { "yes" } else { "no" }.to_owned(),
+            self.watched_by.unwrap_or("-").to_owned(),
+            match (&self.restart_failed, self.restarts, &self.last_restart_reason) {
+                (Some(why), ..) => one_line(&format!("FAILED: {why}")),
+                (None, Some(count), Some(reason)) => one_line(&format!("{count} ({reason})")),
+                (None, Some(count), None) => count.to_string(),
+                (None, None, _) => "-".to_owned(),
+            },
             or_dash(self.image.as_deref(), |path| match (self.image_fate, &self.image_reason) {
                 (Some(RESTORE) | None, _) | (_, None) => one_line(path),
                 (Some(fate), Some(reason)) => one_line(&format!("{path} (start would {fate} it: {reason})")),
@@ -288,6 +336,11 @@ fn shown(path: &Path) -> String {
 const RESTORE: &str = "restore";
 
 const MOVED: &str = "moved";
+
+const RESTARTING: &str = "restarting";
+
+const HEAD: [&str; 10] =
+    ["NAME", "ID", "STATE", "MEMORY", "VCPUS", "UPTIME", "AUTO", "WATCHED BY", "RESTARTS", "IMAGE"];
 
 /// What start would do with an image of this verdict, and why or in spite of what.
 pub(super) fn fate(verdict: Verdict) -> (&'static str, Option<String>) {
@@ -338,11 +391,11 @@ mod tests {
         let save = bench.path("save");
         let save = save.display();
         let expected = format!(
-            "NAME      ID  STATE    MEMORY  VCPUS      UPTIME  AUTO  IMAGE\n\
-             a\\u{{1b}}b   4  crashed   1 MiB      1  1d 1:01:01  no    -\n\
-             db         -  down          -      -           -  yes   {save}/db\n\
-             mail       -  down          -      -           -  no    {save}/mail\n\
-             web        3  running   1 MiB      1  1d 1:01:01  yes   -\n"
+            "NAME      ID  STATE    MEMORY  VCPUS      UPTIME  AUTO  WATCHED BY  RESTARTS  IMAGE\n\
+             a\\u{{1b}}b   4  crashed   1 MiB      1  1d 1:01:01  no    -           -         -\n\
+             db         -  down          -      -           -  yes   -           -         {save}/db\n\
+             mail       -  down          -      -           -  no    -           -         {save}/mail\n\
+             web        3  running   1 MiB      1  1d 1:01:01  yes   -           -         -\n"
         );
         assert_eq!(look(&bench).table(), expected);
     }
@@ -375,6 +428,10 @@ mod tests {
                 "image_reason": null,
                 "migrated_to": null,
                 "may_run_on": null,
+                "watched_by": null,
+                "restarts": null,
+                "last_restart_reason": null,
+                "restart_failed": null,
             }],
         });
         assert_eq!(json, expected);

@@ -11,6 +11,7 @@ use super::directories::{auto_guests, images, tell_aside};
 use super::migrations::records;
 use super::order::levels;
 use super::recovery::recover;
+use super::watching;
 use super::workers::{Place, Places, all_at_once, lock};
 use super::{Identity, Run, is_alive, is_finished, name, reason};
 use crate::guest_config::{GuestConfig, PerGuest, StopAction};
@@ -18,7 +19,7 @@ use crate::image::{Consumed, Image, SaveDirectory};
 use crate::migrate::{Migration, Outcome, With};
 use crate::report::Action;
 use crate::settings::{Settings, ShutdownOptions};
-use crate::toolstack::{Domain, Domid, Ending, Error, ShutdownReason, State};
+use crate::toolstack::{AfterSave, Domain, Domid, Ending, Error, ShutdownReason, State};
 
 /// How often guests that come back (by a reboot, or because somebody starts them) are stopped again.
 const ROUNDS: usize = 4;
@@ -60,6 +61,8 @@ pub(super) struct Stop<'a> {
     outdated: Mutex<Vec<Consumed>>,
     /// Whether a guest may be about to come back: it has rebooted, or somebody else took it away.
     may_return: AtomicBool,
+    /// The guests that the monitor watches and does not bring back now.
+    watched: Mutex<Vec<(Domid, uuid::Uuid)>>,
 }
 
 /// What is left to do for a guest.
@@ -137,10 +140,34 @@ impl<'a> Stop<'a> {
             moves: Places::new(run.settings.migrate_jobs.value),
             outdated: Mutex::default(),
             may_return: AtomicBool::new(false),
+            watched: Mutex::default(),
         }
     }
 
     fn all(&self) -> Result<(), Error> {
+        let hold = watching::hold(self.run, self.deadline);
+        if let Some(hold) = &hold {
+            *lock(&self.watched) = hold.watched.iter().map(|guest| (guest.domid, guest.uuid)).collect();
+        }
+        let result = self.stop_all();
+        if result.is_ok() {
+            let stopped: Vec<_> = self.auto.iter().map(|config| config.name.clone()).collect();
+            let stopped = Some(stopped).filter(|_| !self.is_about_all());
+            match hold {
+                Some(hold) => watching::release(self.run, hold, stopped),
+                None => watching::forget_restarts(self.run, stopped.as_deref()),
+            }
+        }
+        result
+    }
+
+    /// Whether all guests are to be stopped, and not only those of AUTO.
+    fn is_about_all(&self) -> bool {
+        let settings = self.run.settings;
+        settings.shutdown_all.value.is_some() || !settings.auto_only.value
+    }
+
+    fn stop_all(&self) -> Result<(), Error> {
         let settings = self.run.settings;
         let jobs = settings.migrate_jobs.value.get();
         let migration = match Migration::new(&settings.migrate, jobs, records(self.run.host), self.run.xen_host) {
@@ -187,6 +214,7 @@ impl<'a> Stop<'a> {
                 break;
             }
             selected.extend(guests.iter().map(|guest| guest.uuid));
+            self.run.report.expect("stopped", guests.iter().map(|guest| name(guest).to_owned()));
             self.may_return.store(false, Ordering::Relaxed);
             stop(&guests);
             if self.may_return.load(Ordering::Relaxed) && !is_over(self.deadline) {
@@ -405,6 +433,7 @@ impl<'a> Stop<'a> {
         };
         let Run { toolstack, report, interrupt, .. } = *self.run;
         let with = With { toolstack, report, interrupt };
+        let _work = report.work(Action::Migrate, name(guest), self.limit(&task.wish, deadline));
         match migration.migrate(guest, &known, with, self.limit(&task.wish, deadline)) {
             Outcome::Moved { target, remains } => {
                 report.note(&format!("{}: runs on {target} now", name(guest)));
@@ -448,6 +477,7 @@ impl<'a> Stop<'a> {
         let deadline = task.deadline.map(|deadline| share(deadline, later));
         let Some(_place) = self.place(&self.saves, Action::Save, guest, deadline) else { return Then::NextStep };
         let begun = Instant::now();
+        let _work = self.run.report.work(Action::Save, name(guest), self.limit(&task.wish, deadline));
         match self.try_to_save(guest, directory, self.limit(&task.wish, deadline)) {
             Ok(()) => {
                 self.run.report.done(Action::Save, name(guest), begun.elapsed());
@@ -478,13 +508,28 @@ impl<'a> Stop<'a> {
         if let Err(error) = toolstack.save(guest, &mut image, limit) {
             let mut then = Then::NextStep;
             if error.left_suspended {
-                image.guest_stays_suspended();
                 then = Then::Nothing;
+                if toolstack.after_save() == AfterSave::Gone {
+                    // It may still be written.
+                    let kept = image.keep();
+                    return Err((
+                        format!("{}; what there is of its image is {}", reason(&error), kept.display()),
+                        then,
+                    ));
+                }
+                image.guest_stays_suspended();
             }
             return Err((reason(&error), then));
         }
         let saved = match image.commit() {
             Ok(saved) => saved,
+            Err(error) if toolstack.after_save() == AfterSave::Gone => {
+                let kept = image.keep();
+                return Err((
+                    format!("{error}; the guest is gone, its image is {}", kept.display()),
+                    Then::Nothing,
+                ));
+            }
             Err(error) => {
                 let (reason, then) = self.run_on(guest, error.to_string());
                 if then == Then::Nothing {
@@ -521,7 +566,9 @@ impl<'a> Stop<'a> {
         let begun = Instant::now();
         // When all the time is over, the guest is still told that the host goes down.
         let (action, result) = if options.wait && !is_over(task.deadline) {
-            let down = toolstack.shutdown(guest, self.limit(&task.wish, task.deadline));
+            let limit = self.limit(&task.wish, task.deadline);
+            let _work = self.run.report.work(Action::ShutDown, name(guest), limit);
+            let down = toolstack.shutdown(guest, limit);
             (Action::ShutDown, down.and_then(|ending| self.see_off(guest, ending)))
         } else {
             (Action::AskToShutDown, toolstack.request_shutdown(guest))
@@ -534,7 +581,12 @@ impl<'a> Stop<'a> {
 
     /// Frees what is left of a guest that has shut down, and remembers if it may come back all the same.
     fn see_off(&self, guest: &Domain, ending: Ending) -> Result<(), Error> {
-        if matches!(ending, Ending::Gone | Ending::Shutdown(ShutdownReason::Reboot)) {
+        let may_return = match ending {
+            Ending::Gone => true,
+            Ending::Shutdown(ShutdownReason::Reboot) => !lock(&self.watched).contains(&(guest.domid, guest.uuid)),
+            Ending::Shutdown(_) => false,
+        };
+        if may_return {
             self.may_return.store(true, Ordering::Relaxed);
         }
         self.run.toolstack.destroy(guest.domid)
@@ -585,7 +637,7 @@ impl<'a> Stop<'a> {
             tell_aside(&aside.image().path, "its guest has run since", &aside, self.run.report);
         }
         let settings = self.run.settings;
-        let everything = settings.shutdown_all.value.is_some() || !settings.auto_only.value;
+        let everything = self.is_about_all();
         let guests = self.guests()?;
         all_at_once(guests.iter().collect(), |guest: &Domain| {
             let destroy = Chain::new(settings, &self.wish(guest)).destroy;

@@ -1,7 +1,7 @@
 //! Settings that are understood but can't be acted on, or not yet. Where one of them would change what happens, nothing
 //! is done at all rather than something else than asked for.
 
-use crate::settings::{Settings, ToolstackChoice};
+use crate::settings::Settings;
 
 /// What the settings are going to be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,14 +17,7 @@ pub enum Purpose {
 /// The settings that would have to be acted on for this purpose, each as a message.
 pub fn unsupported(settings: &Settings, purpose: Purpose) -> Vec<String> {
     let mut found = Vec::new();
-    let mut refuse = |asked: bool, name: &str, value: &str, origin: &dyn std::fmt::Display| {
-        if asked {
-            found.push(format!("{origin}: XENDOMAINS_{name}{value} is not supported yet"));
-        }
-    };
-    let Settings { toolstack, migrate, .. } = settings;
-    let command = matches!(toolstack.value, ToolstackChoice::Xl | ToolstackChoice::Xm);
-    refuse(command, "TOOLSTACK", " other than `auto` or `libxl`", &toolstack.origin);
+    let migrate = &settings.migrate;
     let config = migrate.value.as_ref().and_then(|migrate| migrate.config.as_deref());
     if let Some(path) = config.filter(|path| purpose == Purpose::Stop && !path.exists()) {
         found.push(format!("{}: XENDOMAINS_MIGRATE: -C {} is not there", migrate.origin, path.display()));
@@ -48,8 +41,8 @@ mod tests {
             ("XENDOMAINS_DESTROY=true", &[]),
             ("XENDOMAINS_RESTORE_FAILED=start", &[]),
             ("XENDOMAINS_DEVICE_WAIT=3", &[]),
-            ("XENDOMAINS_TOOLSTACK=xl", &[Start, Stop, Status]),
-            ("XENDOMAINS_TOOLSTACK=xm", &[Start, Stop, Status]),
+            ("XENDOMAINS_TOOLSTACK=xl", &[]),
+            ("XENDOMAINS_TOOLSTACK=xm", &[]),
             ("XENDOMAINS_TOOLSTACK=libxl", &[]),
             ("XENDOMAINS_MIGRATE_JOBS=7", &[]),
         ] {

@@ -3,8 +3,10 @@
 //! - `transport`: the process that connects to the other host, ssh as a rule
 //! - `handshake`: what the two sides say to each other, as a table
 //! - `targets`: which of several hosts takes a guest
+//! - `by_command`: the same with a command that does all of it
 //! - `record`: what is remembered, so that no guest ever runs twice
 
+mod by_command;
 mod handshake;
 mod record;
 mod targets;
@@ -24,24 +26,14 @@ use crate::image::{self, encode_header};
 use crate::interrupt::Interrupt;
 use crate::report::{Action, Reporter};
 use crate::settings::{Migrate, Setting, TransportKind};
-use crate::toolstack::{self, Domain, Toolstack, without_domid};
+use crate::toolstack::{self, ANSWER, ANSWER_ONCE_TOLD, AWAY, Domain, Migrator, Toolstack, without_domid};
 use handshake::{Found, Limit, Local, RunHere, State, Verdict, shake_hands};
 pub use record::{Record, Records, Stage, Unreadable};
 use targets::{Approach, Targets, free_memory_kib};
 use transport::{Farewell, Transport, converse};
 
-/// What is put behind the name of a domain whose guest may run elsewhere.
-pub const AWAY: &str = "--migratedaway";
-
 /// How long it may take until the other side is ready for a guest. A host that takes longer is not there.
 const CONNECT: Duration = Duration::from_secs(30);
-
-/// How long an answer is waited for, at the least, once the target was told to let the guest run. All that it does in
-/// that time is to rename and to unpause it.
-const ANSWER: Duration = Duration::from_secs(60);
-
-/// How long it is still waited for when the program is told to end.
-const ANSWER_ONCE_TOLD: Duration = Duration::from_secs(10);
 
 /// More than `xl info` says.
 const INFO_LIMIT: usize = 64 << 10;
@@ -121,15 +113,17 @@ impl<'a> Migration<'a> {
         deadline: Option<Instant>,
     ) -> Outcome {
         let stays = |why: String| Outcome::Stays { why };
-        let config = match with.toolstack.configuration(domain.domid) {
-            Ok(config) => self.sent_config(domain, config),
-            Err(error) => return stays(error.to_string()),
+        let migrator = with.toolstack.migrator();
+        let header = match migrator {
+            // It asks for what it needs.
+            Some(_) => Ok(Vec::new()),
+            None => self.header(domain, with),
         };
-        let header = match encode_header(&config) {
+        let header = match header {
             Ok(header) => header,
-            Err(error) => return stays(error.to_string()),
+            Err(error) => return stays(error),
         };
-        if self.spreads {
+        if self.spreads && migrator.is_none_or(<dyn Migrator>::target_has_xl) {
             self.asked.call_once(|| self.ask_for_memory(with, deadline));
         }
         if let Some(other) = self.records.of(known) {
@@ -141,7 +135,10 @@ impl<'a> Migration<'a> {
         let mut reasons = String::new();
         while let Some((place, target)) = self.targets.choose(&offered, domain.memory_kib) {
             offered.push(place);
-            let outcome = self.offer(guest, place, &target, with);
+            let outcome = match migrator {
+                Some(migrator) => self.hand_over(migrator, guest, place, &target, with),
+                None => self.offer(guest, place, &target, with),
+            };
             let why = match outcome {
                 Offer::Taken(outcome) => return outcome,
                 Offer::Refused(why) => why,
@@ -153,6 +150,12 @@ impl<'a> Migration<'a> {
             }
         }
         stays(reasons)
+    }
+
+    /// What is sent before the guest itself.
+    fn header(&self, domain: &Domain, with: With<'_>) -> Result<Vec<u8>, String> {
+        let config = with.toolstack.configuration(domain.domid).map_err(|error| error.to_string())?;
+        encode_header(&self.sent_config(domain, config)).map_err(|error| error.to_string())
     }
 
     /// What the target is to make of the guest.

@@ -8,7 +8,7 @@
 //! `sh`, as xl does with all of them; the target is handed to it as an argument even then.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -16,21 +16,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::handshake::{Broken, Limit, Peer};
 use crate::interrupt::Interrupt;
+use crate::process::{set_nonblocking, wait};
 use crate::settings::TransportKind;
-
-/// What ssh is told. It can't ask anybody anything; hosts and keys are what the admin has configured. A host that has
-/// gone away is noticed within a minute.
-const SSH_OPTIONS: [&str; 4] =
-    ["BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4"];
-
-/// What a shell makes more of than an ordinary letter.
-const FOR_A_SHELL: &str = "|&;<>()$`\\\"'*?[]#~{}\n";
+use crate::toolstack::{FOR_A_SHELL, SSH_OPTIONS};
 
 /// How long the process may take to end by itself when nobody needs it any more.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -341,36 +334,6 @@ impl Drop for Transport<'_> {
 
 fn broken(error: Errno) -> Broken {
     if error == Errno::PIPE { Broken::Ended } else { Broken::Io(io::Error::from(error).to_string()) }
-}
-
-fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)?)
-}
-
-/// Waits for a descriptor. `false`: the deadline has passed, or `other` is readable and the descriptor is not ready.
-fn wait(
-    fd: BorrowedFd<'_>,
-    what: PollFlags,
-    deadline: Option<Instant>,
-    other: Option<BorrowedFd<'_>>,
-) -> Result<bool, Errno> {
-    loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // A poll of longer than this is begun again.
-        let timeout = left.map(|left| Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX).min(1 << 30),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        let mut fds = vec![PollFd::from_borrowed_fd(fd, what)];
-        fds.extend(other.map(|other| PollFd::from_borrowed_fd(other, PollFlags::IN)));
-        match poll(&mut fds, timeout.as_ref()) {
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-            Ok(0) if left.is_some_and(|left| left.as_secs() < 1 << 30) => return Ok(false),
-            Ok(0) => {}
-            Ok(_) => return Ok(!fds[0].revents().is_empty()),
-        }
-    }
 }
 
 /// Gives each line to `hear`, until the end or until it is hushed. A process that goes on in the background may keep the

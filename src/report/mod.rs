@@ -4,28 +4,38 @@
 //! standard error. The exit code is taken from what was reported, so that nothing can fail without being said, or be
 //! said without changing the exit code.
 //!
-//! - `sink`: where lines go: the streams, the journal, syslog
+//! The `log` facade has no part in it: what is said is about guests, and each line has one way out. libxl's own log is
+//! the only other, with `-v`, and comes from libxl's logger; other programs get that from `xenlight` through the facade.
+//!
+//! - `sink`: where lines go: the streams, the `journal`, `syslog`
 //! - `progress`: bars on a terminal
 //! - `record`: everything as one JSON document instead
+//! - `status`: one line for the service manager, and that we are ready, by way of `notify`
 
 mod exit;
+mod journal;
+mod notify;
 mod progress;
 mod record;
 mod sink;
+mod status;
 mod syslog;
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::ProgressDrawTarget;
 use serde::Serialize;
 
 pub use exit::Exit;
+use notify::Notify;
 use progress::Bars;
 pub use progress::Progress;
 use record::Record;
 use sink::{Level, Sink};
+use status::Status;
+pub use status::Work;
 
 /// Something that is done with a guest. Its name in JSON is part of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -90,6 +100,11 @@ impl Action {
         }
     }
 
+    /// Whether a guest has been stopped or started by it.
+    fn is_last(self) -> bool {
+        !matches!(self, Action::SysRq | Action::AskToShutDown)
+    }
+
     /// For a success.
     fn done(self) -> &'static str {
         match self {
@@ -110,6 +125,7 @@ impl Action {
 /// Writes the lines, and counts.
 pub struct Reporter {
     inner: Mutex<Inner>,
+    status: Status,
 }
 
 struct Inner {
@@ -135,7 +151,11 @@ impl Reporter {
     /// read. `acts` is whether the command starts or stops guests; `alone` is whether nothing but the reporter writes to
     /// the terminal, so that bars can be drawn there.
     pub fn of_process(acts: bool, alone: bool) -> Reporter {
-        let report = Reporter::over(Sink::of_process(io::stdout(), acts), Sink::of_process(io::stderr(), acts));
+        let mut report =
+            Reporter::over(Sink::of_process(io::stdout(), acts), Sink::of_process(io::stderr(), acts));
+        if let Some(notify) = Notify::of_process().filter(|_| acts) {
+            report.status = Status::new(notify);
+        }
         let is_dumb = std::env::var_os("TERM").is_some_and(|kind| kind == "dumb");
         if alone && !is_dumb && io::stderr().is_terminal() {
             report.with_bars(Bars::on(ProgressDrawTarget::stderr()))
@@ -146,7 +166,8 @@ impl Reporter {
 
     fn over(out: Sink, err: Sink) -> Reporter {
         let (done, bars) = (Vec::new(), Bars::none());
-        Reporter { inner: Mutex::new(Inner { out, err, bars, record: None, done, failed: 0, any_failed: false }) }
+        let inner = Inner { out, err, bars, record: None, done, failed: 0, any_failed: false };
+        Reporter { inner: Mutex::new(inner), status: Status::default() }
     }
 
     fn with_bars(self, bars: Bars) -> Reporter {
@@ -176,6 +197,10 @@ impl Reporter {
             record.action(action, guest, took.as_secs_f64(), None);
         }
         inner.say(&format!("{guest}: {} ({})", action.done(), seconds(took)));
+        drop(inner);
+        if action.is_last() {
+            self.status.reached(guest);
+        }
     }
 
     /// This failed for a guest.
@@ -216,6 +241,27 @@ impl Reporter {
         self.lock().bars.begin(one_line(&format!("{guest}: {}", action.doing())))
     }
 
+    /// For the service manager: these guests are to be brought to something, `started` or `stopped`. There may be more
+    /// later.
+    pub fn expect(&self, aim: &'static str, guests: impl Iterator<Item = String>) {
+        self.status.expect(aim, guests);
+    }
+
+    /// For the service manager: this is being done with a guest, and has to come to an end by then.
+    pub fn work(&self, action: Action, guest: &str, deadline: Option<Instant>) -> Work {
+        self.status.work(action, guest, deadline)
+    }
+
+    /// For the service manager: this process is as far as whoever has started it waits for.
+    pub fn ready(&self) {
+        self.status.ready();
+    }
+
+    /// For the service manager: what is going on, in a line.
+    pub fn state(&self, text: &str) {
+        self.status.say(text);
+    }
+
     /// Ends a command: one line that sums it up.
     pub fn summary(&self, command: &str, took: Duration) {
         let mut inner = self.lock();
@@ -232,7 +278,10 @@ impl Reporter {
         }
         inner.done.clear();
         inner.failed = 0;
-        inner.say(&format!("{command}: {} ({})", parts.join(", "), seconds(took)));
+        let line = format!("{command}: {} ({})", parts.join(", "), seconds(took));
+        inner.say(&line);
+        drop(inner);
+        self.status.say(&line);
     }
 
     /// The exit code that follows from what was reported.

@@ -104,7 +104,6 @@ impl Drop for Progress {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
-    use std::sync::{Arc, Barrier};
 
     use indicatif::{InMemoryTerm, TermLike};
 
@@ -160,24 +159,26 @@ mod tests {
     fn a_bar_follows_the_work_until_it_is_gone() {
         let (term, report) = on_screen();
         let mut progress = report.progress(Action::Save, "web");
-        let (number, meeting) = (AtomicU64::new(0), Arc::new(Barrier::new(2)));
-        let (alive, gone) = channel::<()>();
-        let meet = Arc::clone(&meeting);
+        let number = AtomicU64::new(0);
+        let (looks, looked) = channel();
+        let (answer, answers) = channel::<()>();
         progress.follow(3 << 20, move || {
-            let _ = &alive;
             let number = number.fetch_add(1, Ordering::SeqCst);
-            if number < 3 {
-                meet.wait();
-            }
+            let _ = looks.send(number);
+            let _ = answers.recv();
             number << 20
         });
-        for _ in 0..3 {
-            meeting.wait();
+        for _ in 0..2 {
+            looked.recv().expect("somebody looks");
+            answer.send(()).expect("somebody waits");
         }
-        // The bar has been moved at least twice by now.
-        assert!(term.contents().contains("MiB/3.00 MiB"), "{}", term.contents());
+        // What the second look has found is drawn, and nothing is drawn until the third is answered.
+        assert_eq!(looked.recv(), Ok(2));
+        assert!(term.contents().contains("1.00 MiB/3.00 MiB"), "{}", term.contents());
         drop(progress);
-        assert!(gone.recv().is_err(), "nobody looks any more");
+        drop(answer);
+        // Until nobody looks any more.
+        while looked.recv().is_ok() {}
         assert_eq!(term.contents(), "");
     }
 

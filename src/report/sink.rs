@@ -2,9 +2,9 @@
 //!
 //! | the stream is | the command | somebody is at a terminal | a line goes to |
 //! |---|---|---|---|
-//! | systemd's journal | any | any | the stream, with its priority in front (sd-daemon(3)) |
-//! | anything else | start, stop, restart, reload | no | the stream and syslog |
-//! | anything else | start, stop, restart, reload | yes | the stream |
+//! | systemd's journal | any | any | the journal, for our unit; else the stream, with its priority in front (sd-daemon(3)) |
+//! | anything else | start, stop, restart, reload, monitor | no | the stream and syslog |
+//! | anything else | start, stop, restart, reload, monitor | yes | the stream |
 //! | anything else | any other | any | the stream |
 //!
 //! A process has a controlling terminal when a person has started it, and then the person reads what it says, or has
@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 
+use super::journal::Journal;
 use super::one_line;
 use super::syslog::Syslog;
 
@@ -55,12 +56,13 @@ pub(super) struct Sink {
     stream: Box<dyn Write + Send>,
     place: Place,
     syslog: Syslog,
+    journal: Option<Journal>,
 }
 
 impl Sink {
     /// Only the stream.
     pub(super) fn plain(stream: Box<dyn Write + Send>) -> Sink {
-        Sink { stream, place: Place::Stream, syslog: Syslog::default() }
+        Sink { stream, place: Place::Stream, syslog: Syslog::default(), journal: None }
     }
 
     /// A stream that this process was started with. `acts` is whether the command starts or stops guests.
@@ -68,12 +70,19 @@ impl Sink {
         let journal = std::env::var_os("JOURNAL_STREAM");
         let is_journal = journal.is_some_and(|journal| is_stream(&stream, &journal));
         let has_terminal = File::open("/dev/tty").is_ok();
-        Sink { place: place(is_journal, acts, has_terminal), ..Sink::plain(Box::new(stream)) }
+        let place = place(is_journal, acts, has_terminal);
+        let journal = if place == Place::Journal { Journal::of_process() } else { None };
+        Sink { place, journal, ..Sink::plain(Box::new(stream)) }
     }
 
     /// Writes one line in one piece. That nobody reads it (a closed pipe, a full disk under a log) is no reason to leave
     /// guests alone, and there is no place left to say it.
     pub(super) fn line(&mut self, level: Level, text: &str) {
+        if let Some(journal) = &self.journal {
+            if journal.send(level, &one_line(text)).is_ok() {
+                return;
+            }
+        }
         let mut line = match self.place {
             Place::Journal => format!("<{}>", level as u8),
             Place::Stream | Place::StreamAndSyslog => String::new(),
@@ -155,7 +164,7 @@ mod tests {
         ] {
             let buffer = Buffer::default();
             let syslog = Syslog::at(&path);
-            let mut sink = Sink { stream: Box::new(buffer.clone()), place, syslog };
+            let mut sink = Sink { stream: Box::new(buffer.clone()), place, syslog, journal: None };
             sink.line(Level::Error, "no\nkernel\n");
             assert_eq!(buffer.text(), stream);
         }

@@ -110,6 +110,16 @@ pub struct Settings {
     pub toolstack: Setting<ToolstackChoice>,
     /// `XENDOMAINS_DEVICE_WAIT`: how long start waits for a guest's disks and bridges.
     pub device_wait: Setting<Duration>,
+    /// `XENDOMAINS_MONITOR`: whether start sees to it that a monitor runs.
+    pub monitor: Setting<bool>,
+    /// `XENDOMAINS_RESTART_SOON`: a guest that ends within this time of its start ends soon; zero: none does.
+    pub restart_soon: Setting<Duration>,
+    /// `XENDOMAINS_RESTART_BURST`: so many soon ends in a row are not slowed down.
+    pub restart_burst: Setting<u32>,
+    /// `XENDOMAINS_RESTART_PAUSE`: the longest pause before a restart.
+    pub restart_pause: Setting<Duration>,
+    /// `XENDOMAINS_RESTART_TRIES`: how often a restart that fails is tried in all.
+    pub restart_tries: Setting<NonZeroUsize>,
     /// What the file says that is probably not what its author meant, each with file and line.
     pub warnings: Vec<String>,
 }
@@ -124,6 +134,12 @@ pub const DEFAULT_CREATE_JOBS: NonZeroUsize = NonZeroUsize::MIN;
 
 /// Saves (and migrations) at once when the file does not say: one that writes while another prepares.
 const DEFAULT_STOP_JOBS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+
+/// Tries of a restart when the file does not say: with their pauses, two minutes.
+const DEFAULT_RESTART_TRIES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+/// Soon ends in a row that are not slowed down when the file does not say.
+const DEFAULT_RESTART_BURST: u32 = 5;
 
 /// A settings file that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -228,6 +244,11 @@ mod tests {
         assert_eq!(settings.restore_failed.value, RestoreFailed::Keep);
         assert_eq!(settings.toolstack.value, ToolstackChoice::Auto);
         assert_eq!(settings.device_wait.value, Duration::ZERO);
+        assert!(settings.monitor.value);
+        assert_eq!(settings.restart_soon.value, Duration::from_secs(60));
+        assert_eq!(settings.restart_burst.value, 5);
+        assert_eq!(settings.restart_pause.value, Duration::from_secs(300));
+        assert_eq!(settings.restart_tries.value.get(), 8);
         assert_eq!(settings.save.origin, Origin::Default);
         assert_eq!(settings, Settings::defaults());
     }
@@ -240,7 +261,8 @@ mod tests {
              XENDOMAINS_AUTO=''\nXENDOMAINS_AUTO_ONLY=true\nXENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_START_JOBS=3\n\
              XENDOMAINS_SAVE_JOBS=5\nXENDOMAINS_MIGRATE_JOBS=6\nXENDOMAINS_STOP_TIMEOUT=90\nXENDOMAINS_DESTROY=true\n\
              XENDOMAINS_RESTORE_FAILED=start\nXENDOMAINS_TOOLSTACK=xm\nXENDOMAINS_DEVICE_WAIT=7\n\
-             XENDOMAINS_START_MAXWAIT=8\n",
+             XENDOMAINS_START_MAXWAIT=8\nXENDOMAINS_MONITOR=false\nXENDOMAINS_RESTART_SOON=9\n\
+             XENDOMAINS_RESTART_BURST=0\nXENDOMAINS_RESTART_PAUSE=10\nXENDOMAINS_RESTART_TRIES=1\n",
         );
         let file = |line| Origin::File(Path::new("/etc/default/xendomains").into(), line);
         assert_eq!(settings.sysrq.value, ['s', 'e', 'i', 'u', 'o']);
@@ -264,6 +286,10 @@ mod tests {
         assert_eq!(settings.toolstack.value, ToolstackChoice::Xm);
         assert_eq!(settings.device_wait.value, Duration::from_secs(7));
         assert_eq!(settings.start_maxwait.value, Some(Duration::from_secs(8)));
+        assert!(!settings.monitor.value);
+        assert_eq!(settings.restart_soon.value, Duration::from_secs(9));
+        assert_eq!((settings.restart_burst.value, settings.restart_tries.value.get()), (0, 1));
+        assert_eq!(settings.restart_pause.value, Duration::from_secs(10));
         assert_eq!(settings.device_wait.origin.to_string(), "/etc/default/xendomains:19");
     }
 
@@ -315,6 +341,9 @@ mod tests {
             ("XENDOMAINS_AUTO=auto", "absolute"),
             ("XENDOMAINS_START_JOBS=0", "at least 1"),
             ("XENDOMAINS_SAVE_JOBS=many", "`many`"),
+            ("XENDOMAINS_RESTART_TRIES=0", "at least 1"),
+            ("XENDOMAINS_RESTART_BURST=-1", "`-1`"),
+            ("XENDOMAINS_RESTART_BURST=4294967296", "`4294967296`"),
             ("XENDOMAINS_RESTORE_FAILED=retry", "`retry`"),
             ("XENDOMAINS_TOOLSTACK=xend", "`xend`"),
             ("XENDOMAINS_MIGRATE='h --ssl'", "XENDOMAINS_MIGRATE: `--ssl`"),

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::shell::{Assignment, Script};
-use super::{DEFAULT_STOP_JOBS, Error, Origin, RestoreFailed, Setting, Settings, ToolstackChoice, migrate};
+use super::{DEFAULT_RESTART_BURST, DEFAULT_RESTART_TRIES, DEFAULT_STOP_JOBS};
+use super::{Error, Origin, RestoreFailed, Setting, Settings, ToolstackChoice, migrate};
 use crate::spelling;
 
 const PREFIX: &str = "XENDOMAINS_";
@@ -36,6 +37,11 @@ pub(super) const NAMES: &[&str] = &[
     "RESTORE_FAILED",
     "TOOLSTACK",
     "DEVICE_WAIT",
+    "MONITOR",
+    "RESTART_SOON",
+    "RESTART_BURST",
+    "RESTART_PAUSE",
+    "RESTART_TRIES",
 ];
 
 /// How to shut a guest down: what is left of the options of `xm shutdown` and `xl shutdown`.
@@ -95,6 +101,11 @@ impl Values {
             restore_failed: self.setting("RESTORE_FAILED", RestoreFailed::Keep, restore_failed)?,
             toolstack: self.setting("TOOLSTACK", ToolstackChoice::Auto, toolstack)?,
             device_wait: self.setting("DEVICE_WAIT", Duration::ZERO, seconds)?,
+            monitor: self.truth("MONITOR", true),
+            restart_soon: self.setting("RESTART_SOON", Duration::from_secs(60), seconds)?,
+            restart_burst: self.setting("RESTART_BURST", DEFAULT_RESTART_BURST, burst)?,
+            restart_pause: self.setting("RESTART_PAUSE", Duration::from_secs(300), seconds)?,
+            restart_tries: self.setting("RESTART_TRIES", DEFAULT_RESTART_TRIES, tries)?,
             warnings: self.warnings,
         })
     }
@@ -194,6 +205,16 @@ fn jobs(bytes: &[u8]) -> Result<Option<NonZeroUsize>, String> {
 
 fn stop_jobs(bytes: &[u8]) -> Result<NonZeroUsize, String> {
     Ok(jobs(bytes)?.unwrap_or(DEFAULT_STOP_JOBS))
+}
+
+fn burst(bytes: &[u8]) -> Result<u32, String> {
+    const WANTED: &str = "not a number of restarts";
+    let number = number(bytes, WANTED)?.map_or(Ok(DEFAULT_RESTART_BURST), u32::try_from);
+    number.map_err(|_| unknown(bytes, WANTED))
+}
+
+fn tries(bytes: &[u8]) -> Result<NonZeroUsize, String> {
+    Ok(jobs(bytes)?.unwrap_or(DEFAULT_RESTART_TRIES))
 }
 
 fn directory(bytes: &[u8]) -> Result<Option<PathBuf>, String> {

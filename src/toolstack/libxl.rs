@@ -1,5 +1,7 @@
 //! The toolstack over libxl, in this process.
 
+mod monitoring;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::future::{Future, poll_fn};
@@ -21,7 +23,10 @@ use xenlight::{
 use super::create_lock;
 use super::memory::{Demand, Memory, Room};
 use super::xenstored;
-use super::{Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack, without_domid};
+use super::{
+    Domain, Domid, Ending, Error, Monitoring, Note, ShutdownReason, State, Toolstack, not_of_xend, stream_of,
+    without_domid,
+};
 use crate::guest_config::{Cpus, GuestConfig, XlConf};
 use crate::image::{Image, NewImage};
 use crate::interrupt::Interrupt;
@@ -302,6 +307,18 @@ fn reason(reason: xenlight::ShutdownReason) -> ShutdownReason {
     }
 }
 
+fn state(info: &DomainInfo) -> State {
+    if info.dying {
+        State::Dying
+    } else if let Some(why) = info.shutdown {
+        State::Shutdown(reason(why))
+    } else if info.paused {
+        State::Paused
+    } else {
+        State::Running
+    }
+}
+
 /// What a wait for a shutdown sees next.
 enum Seen {
     Domain(xenlight::Result<DomainEvent>),
@@ -392,32 +409,18 @@ impl Toolstack for Libxl {
         let list = self.context.list().map_err(|e| failed("list domains", &e))?;
         Ok(list
             .into_iter()
-            .map(|info| {
-                let state = if info.dying {
-                    State::Dying
-                } else if let Some(why) = info.shutdown {
-                    State::Shutdown(reason(why))
-                } else if info.paused {
-                    State::Paused
-                } else {
-                    State::Running
-                };
-                Domain {
-                    domid: info.domid,
-                    uuid: info.uuid,
-                    name: self.context.name(info.domid),
-                    state,
-                    never_stop: info.never_stop,
-                    stubdom: self.context.stubdom_target(info.domid).is_some(),
-                    memory_kib: info.current_kib + info.outstanding_kib,
-                    max_memory_kib: info.max_kib,
-                    vcpus: info.vcpus_online,
-                    cpu_time: info.cpu_time,
-                    uptime: self
-                        .context
-                        .start_time(info.domid)
-                        .and_then(|started| now.duration_since(started).ok()),
-                }
+            .map(|info| Domain {
+                domid: info.domid,
+                uuid: info.uuid,
+                name: self.context.name(info.domid),
+                state: state(&info),
+                never_stop: info.never_stop,
+                stubdom: self.context.stubdom_target(info.domid).is_some(),
+                memory_kib: info.current_kib + info.outstanding_kib,
+                max_memory_kib: info.max_kib,
+                vcpus: info.vcpus_online,
+                cpu_time: info.cpu_time,
+                uptime: self.context.start_time(info.domid).and_then(|started| now.duration_since(started).ok()),
             })
             .collect())
     }
@@ -432,9 +435,9 @@ impl Toolstack for Libxl {
 
     fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
         const ACTION: &str = "restore";
+        not_of_xend(ACTION, image)?;
         let context = self.builder(ACTION)?;
-        let stream =
-            image.stream().map_err(|e| Error::new(ACTION, format!("can't read {}: {e}", image.path.display())))?;
+        let stream = stream_of(ACTION, image)?;
         let config =
             DomainConfig::from_json(without_domid(image.config.clone())).map_err(|e| failed(ACTION, &e))?;
         let _room = self.make_room(&context, ACTION, &config, deadline, note)?;
@@ -492,6 +495,7 @@ impl Toolstack for Libxl {
                     DomainChange::Shutdown(xenlight::ShutdownReason::Suspend) => {}
                     DomainChange::Shutdown(why) => return Ok(Ending::Shutdown(reason(why))),
                     DomainChange::Death => return Ok(Ending::Gone),
+                    DomainChange::Ejected(_) => {}
                 },
                 Some(Seen::Answer(Ok(()))) => {}
                 // It did not react, as a guest does that is still booting: ask again.
@@ -524,6 +528,10 @@ impl Toolstack for Libxl {
 
     fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error> {
         self.context.sysrq(domid, letter).map_err(|e| failed("sysrq", &e))
+    }
+
+    fn monitoring(&self) -> Option<&dyn Monitoring> {
+        Some(self)
     }
 }
 

@@ -182,6 +182,11 @@ impl Memory {
         }
     }
 
+    /// Only xl's lock, for a guest that keeps the memory that it has.
+    pub fn lock(&self, deadline: Option<Instant>, note: Note<'_>) -> Result<Held, Error> {
+        Ok(self.lock.acquire(deadline, note)?)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state()
     }
@@ -284,7 +289,9 @@ impl Memory {
         }
         let domains = self.context.list()?;
         let taken_kib = |build: &Build| -> u64 {
-            domains.iter().filter(|domain| domain.uuid == build.uuid).map(|domain| domain.current_kib).sum()
+            // What is kept of an earlier life of the guest has its UUID too.
+            let built = domains.iter().filter(|it| it.uuid == build.uuid && it.shutdown.is_none() && !it.dying);
+            built.map(|domain| domain.current_kib).sum()
         };
         Ok(builds.iter().map(|build| build.need_kib.saturating_sub(taken_kib(build))).sum())
     }

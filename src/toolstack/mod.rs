@@ -1,21 +1,29 @@
 //! What the lifecycle needs of a toolstack, as one trait.
 //!
-//! [`libxl`] implements it in-process. Everything above this module is written against [`Toolstack`] only, so
-//! that a host without a usable libxl can be served by another implementation.
+//! [`libxl`] implements it in-process, [`command`] with the commands `xl` and `xm`; [`choose`] says which of them this host
+//! has. Everything above this module is written against [`Toolstack`] only.
 
+pub mod choose;
+pub mod command;
 mod create_lock;
 pub mod libxl;
 mod memory;
+mod migrating;
+mod monitoring;
 mod xenstored;
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::guest_config::{Cpus, GuestConfig};
-use crate::image::{Image, NewImage};
+use crate::guest_config::{Cpus, GuestConfig, Reader};
+use crate::image::{Format, Image, NewImage};
+
+pub use migrating::{ANSWER, ANSWER_ONCE_TOLD, AWAY, FOR_A_SHELL, Migrator, SSH_OPTIONS, To};
+pub use monitoring::{Change, Ejected, Event, Monitoring, Watch};
 
 /// A domain id as the hypervisor numbers them. Domain 0 is dom0.
 pub type Domid = u32;
@@ -91,7 +99,7 @@ impl Domain {
             && !self.stubdom
             && self.state != State::Dying
             && !name.ends_with("--incoming")
-            && !name.ends_with("--migratedaway")
+            && !name.ends_with(AWAY)
     }
 }
 
@@ -127,6 +135,17 @@ pub enum Ending {
     Gone,
 }
 
+/// What a guest is when [`Toolstack::save`] has succeeded. It does not run in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterSave {
+    /// Suspended.
+    Suspended,
+    /// Paused: it has been resumed, and would run from where it was saved.
+    Paused,
+    /// Not there any more.
+    Gone,
+}
+
 /// Is told what a call waits for, when that is not the guest's own doing and may take long.
 pub type Note<'a> = &'a dyn Fn(&str);
 
@@ -143,6 +162,19 @@ pub(crate) fn without_domid(mut config: Value) -> Value {
     config
 }
 
+/// Refuses what only `xm restore` can read.
+fn not_of_xend(action: &'static str, image: &Image) -> Result<(), Error> {
+    match image.format {
+        Format::Xl => Ok(()),
+        Format::Xend => Err(Error::new(action, "xend (xm) has written the image, and only xm can restore it")),
+    }
+}
+
+/// What libxl or a command restores, if it still is the file that was looked at.
+fn stream_of(action: &'static str, image: &Image) -> Result<File, Error> {
+    image.stream().map_err(|e| Error::new(action, format!("can't read {}: {e}", image.path.display())))
+}
+
 /// What start, stop and status need of a toolstack.
 ///
 /// Calls block until libxl (or the command) reports completion and may be made from several threads at once. A
@@ -151,6 +183,26 @@ pub(crate) fn without_domid(mut config: Value) -> Value {
 pub trait Toolstack: Send + Sync {
     /// Which toolstack this is, for people, e.g. `libxl 4.17`.
     fn describe(&self) -> String;
+
+    /// Why it is this one, if it was not the first choice or was asked for.
+    fn why(&self) -> Option<String> {
+        None
+    }
+
+    /// What people have to know who are used to libxl. `None`: it is libxl.
+    fn differences(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What a save leaves of a guest.
+    fn after_save(&self) -> AfterSave {
+        AfterSave::Suspended
+    }
+
+    /// Who reads guests' files, if not this program.
+    fn reader(&self) -> Option<Reader> {
+        None
+    }
 
     /// The release of Xen 4 that it is made for, as its minor number: 17 for Xen 4.17. `None` if it tells nothing.
     fn xen_release(&self) -> Option<u32>;
@@ -171,7 +223,8 @@ pub trait Toolstack: Send + Sync {
     /// Lets a paused guest run.
     fn unpause(&self, domid: Domid) -> Result<(), Error>;
 
-    /// Writes the guest's image (header and stream) into `target` and leaves the guest suspended.
+    /// Writes the guest's image (header and stream) into `target` and leaves the guest as [`after_save`](Self::after_save)
+    /// says.
     ///
     /// After an error the guest has been resumed and runs on, unless `left_suspended` says otherwise. The caller
     /// makes the image durable and only then destroys the guest.
@@ -182,6 +235,11 @@ pub trait Toolstack: Send + Sync {
     ///
     /// After an error the guest has been resumed and runs on, unless `left_suspended` says otherwise.
     fn send(&self, domain: &Domain, stream: OwnedFd, debug: bool, deadline: Option<Instant>) -> Result<(), Error>;
+
+    /// Who migrates guests, if it is not this program by [`send`](Self::send).
+    fn migrator(&self) -> Option<&dyn Migrator> {
+        None
+    }
 
     /// Gives a domain that is called `from` another name.
     fn rename(&self, domid: Domid, from: &str, to: &str) -> Result<(), Error>;
@@ -203,6 +261,16 @@ pub trait Toolstack: Send + Sync {
 
     /// Sends a SysRq letter to a guest.
     fn sysrq(&self, domid: Domid, letter: char) -> Result<(), Error>;
+
+    /// What it takes to watch guests. `None`: the toolstack has somebody watch each guest that it makes.
+    fn monitoring(&self) -> Option<&dyn Monitoring> {
+        None
+    }
+
+    /// Who watches each guest there is, if the toolstack has a service that does.
+    fn watches_all(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 #[cfg(test)]

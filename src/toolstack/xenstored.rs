@@ -20,6 +20,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// XS_READ of xs_wire.h.
 const READ: u32 = 2;
 
+/// No message is longer.
+const PAYLOAD_LIMIT: u32 = 4096;
+
 /// It does not answer.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -40,8 +43,8 @@ pub fn check() -> Result<(), NoAnswer> {
     check_at(Path::new(SOCKET), LIMIT)
 }
 
-fn check_at(socket: &Path, limit: Duration) -> Result<(), NoAnswer> {
-    match ask(socket, limit) {
+pub(super) fn check_at(socket: &Path, limit: Duration) -> Result<(), NoAnswer> {
+    match ask(socket, limit, "domid") {
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
             Err(NoAnswer { socket: socket.to_owned(), limit })
         }
@@ -49,7 +52,13 @@ fn check_at(socket: &Path, limit: Duration) -> Result<(), NoAnswer> {
     }
 }
 
-fn ask(socket: &Path, limit: Duration) -> io::Result<()> {
+/// What a node has. `None`: it is not there, or can't be asked for.
+pub fn read(node: &str) -> Option<String> {
+    ask(Path::new(SOCKET), LIMIT, node).ok().flatten()
+}
+
+/// Asks for a node. `Ok(None)`: there is no such node.
+fn ask(socket: &Path, limit: Duration, node: &str) -> io::Result<Option<String>> {
     // Not by `UnixStream::connect`, which waits without a limit where too many others wait to be let in.
     let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     for which in [Timeout::Send, Timeout::Recv] {
@@ -57,15 +66,21 @@ fn ask(socket: &Path, limit: Duration) -> io::Result<()> {
     }
     connect(&stream, &SocketAddrUnix::new(socket)?)?;
     let mut stream = UnixStream::from(stream);
-    let path = b"domid\0";
-    let (request, transaction, length) = (0u32, 0u32, 6u32);
+    let path = [node.as_bytes(), b"\0"].concat();
+    let length = u32::try_from(path.len()).map_err(io::Error::other)?;
+    let (request, transaction) = (0u32, 0u32);
     let mut message = Vec::with_capacity(16 + path.len());
     for number in [READ, request, transaction, length] {
         message.extend(number.to_ne_bytes());
     }
     message.extend(path);
     stream.write_all(&message)?;
-    stream.read_exact(&mut [0; 16])
+    let mut header = [0; 16];
+    stream.read_exact(&mut header)?;
+    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let mut value = vec![0; word(12).min(PAYLOAD_LIMIT) as usize];
+    stream.read_exact(&mut value)?;
+    Ok((word(0) == READ).then(|| String::from_utf8_lossy(&value).into_owned()))
 }
 
 #[cfg(test)]

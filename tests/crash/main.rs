@@ -7,6 +7,7 @@
 #[path = "../dom0/mod.rs"]
 mod dom0;
 mod migrate;
+mod monitor;
 #[path = "../target/mod.rs"]
 mod target;
 
@@ -26,6 +27,7 @@ use xendomains::cli::Cli;
 use xendomains::guest_config::XlConf;
 use xendomains::interrupt::Interrupt;
 use xendomains::report::Reporter;
+use xendomains::settings::ToolstackChoice;
 use xendomains::toolstack::Toolstack;
 use xendomains::toolstack::libxl::Libxl;
 use xendomains::{Program, run};
@@ -65,7 +67,10 @@ fn play() {
     let library = Library::open_in(&directory, Release::new(4, 17)).expect("the fake opens");
     let report = Reporter::new(Box::new(std::io::stdout()), Box::new(std::io::stderr()));
     let interrupt = Arc::new(Interrupt::new().expect("a descriptor"));
-    let open = |xl_conf: &XlConf, verbose: bool| -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
+    let open = |_: ToolstackChoice,
+                xl_conf: &XlConf,
+                verbose: bool|
+     -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
         Ok(Box::new(Libxl::with_library(library.clone(), xl_conf, verbose, Arc::clone(&interrupt))?))
     };
     let program = Program {
@@ -75,7 +80,11 @@ fn play() {
         interrupt: &interrupt,
         sleep: &std::thread::sleep,
         patience: Duration::from_secs(1),
+        spawn_monitor: None,
     };
+    if action == "monitor" {
+        monitor::end_with_standard_input(&interrupt);
+    }
     let cli = Cli::try_parse_from(["xendomains", &action]).expect("usage");
     std::process::exit(run(&program, &cli).code().into());
 }
@@ -119,6 +128,10 @@ impl Dom0 {
 
     /// Runs the program in a process of its own.
     fn program(&self, action: &str, death: &Death) -> Output {
+        self.command(action, death).output().expect("starts; a missing strace is in the package of that name")
+    }
+
+    fn command(&self, action: &str, death: &Death) -> Command {
         let this = std::env::current_exe().expect("a test knows its own path");
         let mut command = match death {
             Death::Change(call, nth) => {
@@ -138,9 +151,8 @@ impl Dom0 {
             .env("CRASH_ACTION", action)
             .env("CRASH_DOM0", self.directory.path())
             .env("FAKE_LIBXL_STATE", self.path("state"))
-            .env("RUST_BACKTRACE", "0")
-            .output()
-            .expect("starts; a missing strace is in the package of that name")
+            .env("RUST_BACKTRACE", "0");
+        command
     }
 
     /// Runs the program to its end: its exit code, and what it said.
@@ -209,19 +221,20 @@ enum After {
     PowerCut,
 }
 
-/// Has the program killed wherever it can be, and each time goes on in another way.
-fn at_every_cut(what: &str, prepare: impl Fn(&Dom0) + Sync, action: &str) {
+/// Has the program killed wherever it can be: at changes of files, and in these calls. `is_cut` does so, with a number that
+/// counts the deaths, and says whether the program has died.
+fn at_every_cut(what: &str, calls: &[&str], is_cut: impl Fn(&Death, usize) -> bool + Sync) {
     let changes = || {
         // The last one of each is never reached.
-        let is_reached = |call, nth| is_cut(&prepare, action, &Death::Change(call, nth), nth);
+        let is_reached = |call, nth| is_cut(&Death::Change(call, nth), nth);
         CHANGES.iter().map(|call| (1..).take_while(|nth| is_reached(call, *nth)).count()).sum::<usize>()
     };
     let calls = || {
         let mut cuts = 0;
-        for (call, nth) in CALLS.iter().flat_map(|call| [(call, 1), (call, 2)]) {
+        for (call, nth) in calls.iter().flat_map(|call| [(call, 1), (call, 2)]) {
             for point in ["before", "during", "after"] {
                 let rule = json!([{"call": call, "nth": nth, "die": point, "signal": KILL}]);
-                cuts += usize::from(is_cut(&prepare, action, &Death::Call(rule), cuts));
+                cuts += usize::from(is_cut(&Death::Call(rule), cuts));
             }
         }
         cuts
@@ -235,6 +248,11 @@ fn at_every_cut(what: &str, prepare: impl Fn(&Dom0) + Sync, action: &str) {
     let cuts = changes + calls;
     println!("{what}: {cuts} cut points, {changes} of them at changes of files");
     assert!(cuts >= FEWEST, "{what}: only {cuts} cut points");
+}
+
+/// The same for a start or stop of such a host, and each time goes on in another way.
+fn killed_at_every_cut(what: &str, prepare: impl Fn(&Dom0) + Sync, action: &str) {
+    at_every_cut(what, CALLS, |death, number| is_cut(&prepare, action, death, number));
 }
 
 /// One death, and what comes after it. Says whether the program has died of it.
@@ -289,7 +307,7 @@ fn running(dom0: &Dom0) {
 
 #[test]
 fn a_stop_that_is_killed_while_it_saves() {
-    at_every_cut("stop", running, "stop");
+    killed_at_every_cut("stop", running, "stop");
 }
 
 #[test]
@@ -298,12 +316,12 @@ fn a_start_that_is_killed_while_it_restores() {
         running(dom0);
         dom0.succeeds("stop");
     };
-    at_every_cut("start of saved guests", saved, "start");
+    killed_at_every_cut("start of saved guests", saved, "start");
 }
 
 #[test]
 fn a_start_that_is_killed_while_it_creates() {
-    at_every_cut("start of guests from AUTO", |_| {}, "start");
+    killed_at_every_cut("start of guests from AUTO", |_| {}, "start");
 }
 
 /// libxl does not come back from a call in the middle of a stop that has a limit: that ends, says so, and the next ones
@@ -335,7 +353,7 @@ fn a_stop_that_is_killed_after_one_that_was() {
         running(dom0);
         dom0.program("stop", &Death::Call(rule.clone()));
     };
-    at_every_cut("stop after a killed one", interrupted, "stop");
+    killed_at_every_cut("stop after a killed one", interrupted, "stop");
 }
 
 #[test]
@@ -346,5 +364,5 @@ fn a_start_that_is_killed_after_one_that_was() {
         dom0.succeeds("stop");
         dom0.program("start", &Death::Call(rule.clone()));
     };
-    at_every_cut("start after a killed one", interrupted, "start");
+    killed_at_every_cut("start after a killed one", interrupted, "start");
 }

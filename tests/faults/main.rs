@@ -1,130 +1,162 @@
 //! The whole program over the fake libxl: what happens to guests when calls fail, stall or never come back.
+//!
+//! Where this is built along with stand-ins for the commands, the program works with one of these instead of with libxl.
+
+/// Makes a test of a scenario, unless the first word, which is the toolstack at hand, is among those behind the scenario's
+/// name.
+macro_rules! unless_over {
+    (libxl $scenario:ident libxl $($others:ident)*) => {};
+    (xl $scenario:ident xl $($others:ident)*) => {};
+    (xm $scenario:ident xm $($others:ident)*) => {};
+    ($toolstack:ident $scenario:ident $other:ident $($others:ident)*) => {
+        unless_over! { $toolstack $scenario $($others)* }
+    };
+    ($toolstack:ident $scenario:ident) => {
+        #[test]
+        fn $scenario() {
+            super::$scenario();
+        }
+    };
+}
+
+/// Says which toolstack that is. A command's own tests say it themselves.
+#[cfg(not(over_command))]
+macro_rules! unless_over_the_one_at_hand {
+    ($($scenario:tt)*) => { unless_over! { libxl $($scenario)* } };
+}
+
+/// The scenarios, and over which toolstacks they make no sense, and why.
+macro_rules! scenarios {
+    ($($scenario:ident $(: not over $($toolstack:ident)and+, $why:literal)?;)+) => {
+        mod over_it {
+            $(unless_over_the_one_at_hand! { $scenario $($($toolstack)+)? })+
+        }
+    };
+}
 
 #[path = "../dom0/mod.rs"]
 mod dom0;
+mod fake;
+// The commands see to dom0's memory themselves.
+#[cfg(not(over_command))]
 mod memory;
+// Where it makes sense, a command's own tests have it.
+#[cfg(not(over_command))]
 mod migrate;
+#[path = "../program/mod.rs"]
+mod program;
 #[path = "../target/mod.rs"]
-mod target;
+pub mod target;
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use fake_libxl::Control;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use xendomains::cli::Cli;
-use xendomains::guest_config::XlConf;
+use xendomains::OpenToolstack;
 use xendomains::host::Host;
 use xendomains::interrupt::Interrupt;
-use xendomains::report::Reporter;
-use xendomains::toolstack::Toolstack;
-use xendomains::toolstack::libxl::Libxl;
-use xendomains::{PATIENCE, Program, run};
+use xendomains::settings::ToolstackChoice;
+use xendomains::toolstack::choose;
 use xenlight::{Library, Release};
 
+#[cfg(over_command)]
+use crate::COMMAND;
+use fake::Fake;
+pub use program::Said;
+use program::{libxl, program};
+
+/// The command that the scenarios are to use instead of libxl, and the stand-in for it.
+#[cfg(not(over_command))]
+const COMMAND: Option<(&str, &str)> = None;
+
+/// A limit that only what is broken reaches. A command is a process for each call, on a machine that has much to do.
+fn seconds(seconds: u64) -> u64 {
+    if COMMAND.is_some() { seconds * 8 } else { seconds }
+}
+
+/// How long what has a limit may take, in seconds. Over a command that is up to the machine, which has a process to start for
+/// each call; there it counts that it ends.
+pub fn at_most(seconds: u64) -> Duration {
+    if COMMAND.is_some() { Duration::MAX } else { Duration::from_secs(seconds) }
+}
+
+/// Whether the scenarios are run over this command.
+pub fn is_over(command: &str) -> bool {
+    COMMAND.is_some_and(|(name, _)| name == command)
+}
+
 /// A dom0 of files, with a fake hypervisor of its own.
-struct Dom0 {
-    directory: TempDir,
-    host: Host,
-    library: Library,
-    control: Control,
-    interrupt: Arc<Interrupt>,
+pub struct Dom0 {
+    pub directory: TempDir,
+    pub host: Host,
+    pub library: Library,
+    pub control: Fake,
+    pub interrupt: Arc<Interrupt>,
 }
 
 /// How a run of the program ended and what it said.
-struct Ended {
-    code: u8,
-    said: String,
-    took: Duration,
-}
-
-#[derive(Clone, Default)]
-struct Said(Arc<(Mutex<Vec<u8>>, Condvar)>);
-
-impl Said {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.0.lock().expect("not poisoned").clone()).expect("UTF-8")
-    }
-
-    /// Waits until this has been said.
-    fn wait_for(&self, words: &str) {
-        let (said, more) = &*self.0;
-        let not_yet = |said: &mut Vec<u8>| !String::from_utf8_lossy(said).contains(words);
-        let said = said.lock().expect("not poisoned");
-        let (said, waited) =
-            more.wait_timeout_while(said, Duration::from_secs(20), not_yet).expect("not poisoned");
-        assert!(!waited.timed_out(), "{words:?} is missing in:\n{}", String::from_utf8_lossy(&said));
-    }
-}
-
-impl Write for Said {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (said, more) = &*self.0;
-        let written = said.lock().expect("not poisoned").write(bytes);
-        more.notify_all();
-        written
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+pub struct Ended {
+    pub code: u8,
+    pub said: String,
+    pub took: Duration,
 }
 
 impl Dom0 {
     /// With these running guests, and these lines in the settings file.
-    fn new(guests: Value, settings: &str) -> Self {
+    pub fn new(guests: Value, settings: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let host = dom0::lay_out(directory.path(), settings);
         let path = fake_libxl::install(directory.path(), "4.17");
         let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
-        let control = Control::open(&path);
+        let control = Fake::new(directory.path(), &path);
         control.host(json!({ "domains": guests }));
         let interrupt = Arc::new(Interrupt::new().expect("a descriptor"));
         Self { directory, host, library, control, interrupt }
     }
 
-    fn run(&self, action: &str) -> Ended {
+    pub fn run(&self, action: &str) -> Ended {
         self.run_and_say(action, &Said::default())
     }
 
     /// Runs the program; what it says can be read meanwhile.
-    fn run_and_say(&self, action: &str, said: &Said) -> Ended {
-        let report = Reporter::new(Box::new(said.clone()), Box::new(said.clone()));
-        let cli = Cli::try_parse_from(["xendomains", action]).expect("usage");
-        let interrupt = &self.interrupt;
-        let open = |xl_conf: &XlConf, verbose: bool| -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
-            let interrupt = Arc::clone(interrupt);
-            Ok(Box::new(Libxl::with_library(self.library.clone(), xl_conf, verbose, interrupt)?))
-        };
+    pub fn run_and_say(&self, action: &str, said: &Said) -> Ended {
         let begun = Instant::now();
-        let program = Program {
-            host: &self.host,
-            open: &open,
-            report: &report,
-            interrupt,
-            sleep: &std::thread::sleep,
-            patience: PATIENCE,
+        let interrupt = &self.interrupt;
+        let words = [action];
+        let code = match COMMAND {
+            None => program(&self.host, &libxl(&self.library, interrupt), &words, interrupt, said),
+            Some(_) => {
+                let choice = if is_over("xm") { ToolstackChoice::Xm } else { ToolstackChoice::Xl };
+                let open: OpenToolstack<'_> =
+                    &|_, xl_conf, verbose| Ok(choose::open(choice, &self.host, xl_conf, verbose, interrupt)?);
+                program(&self.host, open, &words, interrupt, said)
+            }
         };
-        let code = run(&program, &cli).code();
         let took = begun.elapsed();
         Ended { code, said: said.text(), took }
     }
 
-    fn auto(&self, name: &str) {
+    pub fn auto(&self, name: &str) {
         dom0::add_guest(self.directory.path(), name, "");
     }
 
-    fn save(&self) -> PathBuf {
+    /// Puts a guest into AUTO with a wish of its own.
+    fn wish(&self, name: &str, wish: &str) {
+        self.auto(name);
+        let file = self.directory.path().join("auto").join(name);
+        let text = fs::read_to_string(&file).expect("a file");
+        fs::write(file, format!("{text}xendomains = [ \"{wish}\" ]\n")).expect("a file");
+    }
+
+    pub fn save(&self) -> PathBuf {
         self.directory.path().join("save")
     }
 
     /// What is in the SAVE directory, hidden files too, but for the records beside the images.
-    fn images(&self) -> Vec<String> {
+    pub fn images(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.save()) else { return Vec::new() };
         let mut names: Vec<_> =
             entries.map(|e| e.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
@@ -134,28 +166,55 @@ impl Dom0 {
     }
 
     /// The guests that there are: name, and whether each runs (and is not suspended, shut down or paused).
-    fn guests(&self) -> Vec<(String, bool)> {
+    pub fn guests(&self) -> Vec<(String, bool)> {
         target::guests(&self.control.state())
     }
 
     /// Whether this was called for a guest.
-    fn called(&self, call: &str, guest: &str) -> bool {
+    pub fn called(&self, call: &str, guest: &str) -> bool {
         called(&self.control.state(), call, guest)
     }
 
     /// No guest ran twice, or from an image that was not its last state, and libxl was not misused.
-    fn expect_sound(&self) {
+    pub fn expect_sound(&self) {
         let state = self.control.state();
         assert_eq!(state["violations"], json!([]));
         assert_eq!(state["refusals"], json!([]));
     }
 }
 
+scenarios! {
+    guests_are_saved_and_come_back_exactly_once;
+    one_of_eight_saves_that_fails_costs_the_others_nothing;
+    one_of_eight_saves_that_stalls_costs_the_others_nothing:
+        not over xm, "xend goes on with a save when nobody waits for it any more";
+    a_guest_that_is_not_to_be_shut_down_runs_on_after_a_failed_save:
+        not over xm, "xend goes on with a save when nobody waits for it any more";
+    a_guest_that_suspends_after_the_save_was_given_up_is_resumed_too:
+        not over xl and xm, "with the process that has asked it, the fake forgets that a guest was asked";
+    a_guest_that_can_not_be_resumed_is_reported_and_left_alone;
+    a_deaf_guest_takes_its_limit_and_the_others_do_not_wait_for_it;
+    a_request_that_went_unanswered_is_repeated: not over xm, "xm does not say whether a guest has heard it";
+    a_guest_without_pv_drivers_gets_the_power_button: not over xm, "what such a guest gets is xend's business";
+    a_broken_restore_keeps_the_image_and_starts_nothing_over_it;
+    a_creation_that_fails_leaves_no_half_made_domain;
+    a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host;
+    a_disaster_in_the_middle_of_a_stop_ends_it_with_an_error: not over xm, "there is no libxl that could tell of one";
+    migrations_stub_domains_and_xenstore_domains_are_not_touched: not over xm, "xend has none of them";
+    told_to_end_a_stop_lets_the_guest_run_on_that_it_was_saving:
+        not over xm, "xend goes on with a save when nobody waits for it any more";
+    told_to_end_a_stop_lets_the_guest_run_on_that_it_was_shutting_down;
+    one_of_eight_guests_broken_in_any_way_costs_the_others_nothing;
+    guests_of_one_order_stop_before_those_of_the_next_begin;
+    guests_are_kept_to_the_cpus_of_xl_conf_when_they_are_made_and_when_they_come_back:
+        not over xl and xm, "xl reads xl.conf itself, and xend has none";
+}
+
 fn eight() -> Value {
     (1..=8).map(|n| json!({"name": format!("g{n}")})).collect()
 }
 
-fn called(state: &Value, call: &str, guest: &str) -> bool {
+pub fn called(state: &Value, call: &str, guest: &str) -> bool {
     state["calls"].as_array().expect("calls").iter().any(|made| made["call"] == call && made["name"] == guest)
 }
 
@@ -164,7 +223,6 @@ fn others(names: &[String]) -> Vec<String> {
     (1..=8).filter(|n| *n != 3).map(|n| format!("g{n}")).filter(|name| names.contains(name)).collect()
 }
 
-#[test]
 fn guests_are_saved_and_come_back_exactly_once() {
     let dom0 = Dom0::new(eight(), "");
     let stop = dom0.run("stop");
@@ -179,31 +237,40 @@ fn guests_are_saved_and_come_back_exactly_once() {
     dom0.expect_sound();
 }
 
-#[test]
 fn one_of_eight_saves_that_fails_costs_the_others_nothing() {
     for fault in [
         json!({"call": "libxl_domain_suspend", "domain": "g3", "start_error": -3}),
         json!({"call": "libxl_domain_suspend", "domain": "g3", "error": -3, "partial_bytes": 100}),
         json!({"call": "libxl_domain_suspend", "domain": "g3", "error": -8}),
-        json!({"call": "libxl_domain_suspend", "domain": "g3", "complete": "never", "partial_bytes": 100}),
         json!({"call": "libxl_retrieve_domain_configuration", "domain": "g3", "error": -16}),
     ] {
-        let dom0 = Dom0::new(eight(), "XENDOMAINS_STOP_MAXWAIT=2\n");
-        dom0.control.script(fault.clone());
-        let stop = dom0.run("stop");
-        assert_eq!(stop.code, 1, "{fault}: {}", stop.said);
-        assert!(stop.said.contains("g3"), "{fault}: {}", stop.said);
-        // The next step of the chain: it was shut down instead.
-        assert_eq!(dom0.guests(), [], "{fault}: {}", stop.said);
-        let images = dom0.images();
-        assert_eq!(others(&images).len(), 7, "{fault}: {images:?}");
-        assert_eq!(images.len(), 7, "nothing partial is left: {images:?}");
-        assert!(stop.took < Duration::from_secs(30), "{fault}: {:?}", stop.took);
-        dom0.expect_sound();
+        expect_others_saved(&Dom0::new(eight(), ""), &fault);
     }
 }
 
-#[test]
+fn one_of_eight_saves_that_stalls_costs_the_others_nothing() {
+    let fault = json!({"call": "libxl_domain_suspend", "domain": "g3", "complete": "never", "partial_bytes": 100});
+    let dom0 = Dom0::new(eight(), "");
+    // The others have all the time that they need.
+    dom0.wish("g3", &format!("stop_timeout={}", seconds(2)));
+    expect_others_saved(&dom0, &fault);
+}
+
+/// With this fault, by which `g3` can't be saved.
+fn expect_others_saved(dom0: &Dom0, fault: &Value) {
+    dom0.control.script(fault.clone());
+    let stop = dom0.run("stop");
+    assert_eq!(stop.code, 1, "{fault}: {}", stop.said);
+    assert!(stop.said.contains("g3"), "{fault}: {}", stop.said);
+    // The next step of the chain: it was shut down instead.
+    assert_eq!(dom0.guests(), [], "{fault}: {}", stop.said);
+    let images = dom0.images();
+    assert_eq!(others(&images).len(), 7, "{fault}: {images:?}");
+    assert_eq!(images.len(), 7, "nothing partial is left: {images:?}");
+    assert!(stop.took < at_most(30), "{fault}: {:?}", stop.took);
+    dom0.expect_sound();
+}
+
 fn a_guest_that_is_not_to_be_shut_down_runs_on_after_a_failed_save() {
     let settings = "XENDOMAINS_STOP_MAXWAIT=1\nXENDOMAINS_SHUTDOWN=\nXENDOMAINS_SHUTDOWN_ALL=\n";
     let dom0 = Dom0::new(json!([{"name": "web"}]), settings);
@@ -215,7 +282,6 @@ fn a_guest_that_is_not_to_be_shut_down_runs_on_after_a_failed_save() {
     dom0.expect_sound();
 }
 
-#[test]
 fn a_guest_that_suspends_after_the_save_was_given_up_is_resumed_too() {
     let settings = "XENDOMAINS_STOP_MAXWAIT=1\nXENDOMAINS_SHUTDOWN=\nXENDOMAINS_SHUTDOWN_ALL=\n";
     let guests = json!([{"name": "web", "guest": {"suspend_ms": 2500}}]);
@@ -228,9 +294,9 @@ fn a_guest_that_suspends_after_the_save_was_given_up_is_resumed_too() {
     dom0.expect_sound();
 }
 
-#[test]
 fn a_guest_that_can_not_be_resumed_is_reported_and_left_alone() {
-    let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}]), "XENDOMAINS_STOP_MAXWAIT=2\n");
+    let settings = format!("XENDOMAINS_STOP_MAXWAIT={}\n", seconds(2));
+    let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}]), &settings);
     dom0.control.script(json!([
         {"call": "libxl_domain_suspend", "domain": "web", "error": -3},
         {"call": "libxl_domain_resume", "domain": "web", "error": -3},
@@ -243,19 +309,17 @@ fn a_guest_that_can_not_be_resumed_is_reported_and_left_alone() {
     dom0.expect_sound();
 }
 
-#[test]
 fn a_deaf_guest_takes_its_limit_and_the_others_do_not_wait_for_it() {
     let mut guests = eight();
     guests[2]["guest"] = json!({"shutdown": "ignore"});
-    let settings = "XENDOMAINS_SAVE=\nXENDOMAINS_STOP_MAXWAIT=1\nXENDOMAINS_SHUTDOWN_ALL=\n";
-    let dom0 = Dom0::new(guests, settings);
+    let dom0 = Dom0::new(guests, "XENDOMAINS_SAVE=\nXENDOMAINS_SHUTDOWN_ALL=\n");
+    dom0.wish("g3", "stop_timeout=1");
     let stop = dom0.run("stop");
     assert_eq!(stop.code, 1, "{}", stop.said);
     assert_eq!(dom0.guests(), [("g3".to_owned(), true)], "{}", stop.said);
-    assert!(stop.took < Duration::from_secs(10), "{:?}", stop.took);
+    assert!(stop.took < at_most(10), "{:?}", stop.took);
 }
 
-#[test]
 fn a_request_that_went_unanswered_is_repeated() {
     // The first request times out, as when the guest is still booting; the second is obeyed.
     let dom0 = Dom0::new(json!([{"name": "web"}]), "XENDOMAINS_SAVE=\n");
@@ -264,7 +328,6 @@ fn a_request_that_went_unanswered_is_repeated() {
     assert_eq!((stop.code, dom0.guests()), (0, vec![]), "{}", stop.said);
 }
 
-#[test]
 fn a_guest_without_pv_drivers_gets_the_power_button() {
     let guests = json!([{"name": "win", "type": "hvm", "guest": {"pv_drivers": false}}]);
     let dom0 = Dom0::new(guests, "XENDOMAINS_SAVE=\n");
@@ -273,7 +336,6 @@ fn a_guest_without_pv_drivers_gets_the_power_button() {
     assert!(dom0.called("libxl_send_trigger", "win"));
 }
 
-#[test]
 fn a_broken_restore_keeps_the_image_and_starts_nothing_over_it() {
     for fault in [
         json!({"call": "libxl_domain_create_restore", "nth": 1, "error": -3}),
@@ -300,7 +362,6 @@ fn a_broken_restore_keeps_the_image_and_starts_nothing_over_it() {
     }
 }
 
-#[test]
 fn a_creation_that_fails_leaves_no_half_made_domain() {
     let dom0 = Dom0::new(json!([]), "");
     for name in ["a", "b", "c"] {
@@ -314,12 +375,12 @@ fn a_creation_that_fails_leaves_no_half_made_domain() {
     assert_eq!(dom0.guests(), [("a".to_owned(), true), ("c".to_owned(), true)]);
 }
 
-#[test]
 fn a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host() {
     let dom0 = Dom0::new(json!([{"name": "web"}]), "");
     dom0.control.script(json!({"call": "libxl_list_domain", "start_error": -3}));
     let stop = dom0.run("stop");
-    assert_eq!(stop.code, 1, "{}", stop.said);
+    // A command that can't list the domains is none that can be used.
+    assert_eq!(stop.code, if COMMAND.is_some() { 5 } else { 1 }, "{}", stop.said);
     let status = dom0.run("status");
     assert_eq!(status.code, 4, "{}", status.said);
     let dom0 = Dom0::new(json!([{"name": "web"}]), "");
@@ -328,7 +389,6 @@ fn a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host() {
     assert_eq!(stop.code, 5, "{}", stop.said);
 }
 
-#[test]
 fn a_disaster_in_the_middle_of_a_stop_ends_it_with_an_error() {
     let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}]), "");
     dom0.control.script(json!({"call": "libxl_domain_suspend", "domain": "web", "disaster": "xenstored is gone",
@@ -336,10 +396,9 @@ fn a_disaster_in_the_middle_of_a_stop_ends_it_with_an_error() {
     let stop = dom0.run("stop");
     assert_eq!(stop.code, 1, "{}", stop.said);
     assert!(stop.said.contains("xenstored is gone"), "{}", stop.said);
-    assert!(stop.took < Duration::from_secs(30), "{:?}", stop.took);
+    assert!(stop.took < at_most(30), "{:?}", stop.took);
 }
 
-#[test]
 fn migrations_stub_domains_and_xenstore_domains_are_not_touched() {
     let guests = json!([
         {"name": "web--migratedaway", "shutdown": 2}, {"name": "db--incoming", "paused": true},
@@ -354,34 +413,41 @@ fn migrations_stub_domains_and_xenstore_domains_are_not_touched() {
     assert!(!left.iter().any(|name| name == "win"), "{left:?}");
 }
 
-#[test]
-fn told_to_end_a_stop_lets_the_guests_run_on_that_it_was_saving() {
-    for (settings, fault) in [
-        ("", json!({"call": "libxl_domain_suspend", "complete": "never", "partial_bytes": 4096})),
-        ("XENDOMAINS_SAVE=\n", json!({"call": "libxl_domain_shutdown", "complete": "never"})),
-    ] {
-        let guests = json!([{"name": "web", "guest": {"shutdown": "ignore"}}]);
-        let dom0 = Dom0::new(guests, &format!("XENDOMAINS_STOP_MAXWAIT=0\n{settings}"));
-        dom0.control.script(fault.clone());
-        let call = fault["call"].as_str().expect("a name");
-        let stop = std::thread::scope(|scope| {
-            let stop = scope.spawn(|| dom0.run("stop"));
-            // A guest that is saved has got as far as being suspended: what was asked for can't be taken back.
-            let is_suspended = |state: &Value| state["domains"]["1"]["shutdown"] == 2;
-            dom0.control.wait(|state| called(state, call, "web") && (!settings.is_empty() || is_suspended(state)));
-            dom0.interrupt.ask();
-            stop.join().expect("no panic")
-        });
-        assert_eq!(stop.code, 1, "{}", stop.said);
-        assert!(stop.said.contains("told to end"), "{}", stop.said);
-        assert_eq!(dom0.guests(), [("web".to_owned(), true)], "{}", stop.said);
-        assert_eq!(dom0.images(), [""; 0]);
-        assert!(stop.took < Duration::from_secs(10), "{:?}", stop.took);
-        dom0.expect_sound();
-    }
+fn told_to_end_a_stop_lets_the_guest_run_on_that_it_was_saving() {
+    // What was asked for can't be taken back.
+    let is_suspended = |state: &Value| state["domains"]["1"]["shutdown"] == 2;
+    let fault = json!({"call": "libxl_domain_suspend", "complete": "never", "partial_bytes": 4096});
+    expect_told_to_end("", &fault, is_suspended);
 }
 
-#[test]
+fn told_to_end_a_stop_lets_the_guest_run_on_that_it_was_shutting_down() {
+    expect_told_to_end(
+        "XENDOMAINS_SAVE=\n",
+        &json!({"call": "libxl_domain_shutdown", "complete": "never"}),
+        |_| true,
+    );
+}
+
+/// With this fault, by which a stop would take for ever, and told to end when it has got so far.
+fn expect_told_to_end(settings: &str, fault: &Value, so_far: impl Fn(&Value) -> bool + Sync) {
+    let guests = json!([{"name": "web", "guest": {"shutdown": "ignore"}}]);
+    let dom0 = Dom0::new(guests, &format!("XENDOMAINS_STOP_MAXWAIT=0\n{settings}"));
+    dom0.control.script(fault.clone());
+    let call = fault["call"].as_str().expect("a name");
+    let stop = std::thread::scope(|scope| {
+        let stop = scope.spawn(|| dom0.run("stop"));
+        dom0.control.wait(|state| called(state, call, "web") && so_far(state));
+        dom0.interrupt.ask();
+        stop.join().expect("no panic")
+    });
+    assert_eq!(stop.code, 1, "{}", stop.said);
+    assert!(stop.said.contains("told to end"), "{}", stop.said);
+    assert_eq!(dom0.guests(), [("web".to_owned(), true)], "{}", stop.said);
+    assert_eq!(dom0.images(), [""; 0]);
+    assert!(stop.took < at_most(10), "{:?}", stop.took);
+    dom0.expect_sound();
+}
+
 fn one_of_eight_guests_broken_in_any_way_costs_the_others_nothing() {
     let broken: [(&str, &str, Value, Value); 5] = [
         ("reboots instead", "", json!({"shutdown": "reboot"}), json!([])),
@@ -398,7 +464,7 @@ fn one_of_eight_guests_broken_in_any_way_costs_the_others_nothing() {
     for (what, save, behaviour, script) in broken {
         let mut guests = eight();
         guests[2]["guest"] = behaviour;
-        let dom0 = Dom0::new(guests, "XENDOMAINS_STOP_MAXWAIT=3\n");
+        let dom0 = Dom0::new(guests, "");
         if save.is_empty() {
             let file = dom0.directory.path().join("settings");
             let text = fs::read_to_string(&file).expect("the settings") + "XENDOMAINS_SAVE=\n";
@@ -412,20 +478,16 @@ fn one_of_eight_guests_broken_in_any_way_costs_the_others_nothing() {
         assert!(is_end || stop.said.contains("g3: "), "{what}: {}", stop.said);
         let others: Vec<_> = dom0.guests().into_iter().filter(|(name, _)| name != "g3").collect();
         assert_eq!(others, [], "{what}: {}", stop.said);
-        assert!(stop.took < Duration::from_secs(20), "{what}: {:?}", stop.took);
+        assert!(stop.took < at_most(20), "{what}: {:?}", stop.took);
         dom0.expect_sound();
     }
 }
 
-#[test]
 fn guests_of_one_order_stop_before_those_of_the_next_begin() {
     let dom0 =
         Dom0::new(json!([{"name": "dns", "guest": {"down_ms": 20}}, {"name": "web"}]), "XENDOMAINS_SAVE=\n");
     for (name, order) in [("dns", 1), ("web", 2)] {
-        dom0.auto(name);
-        let file = dom0.directory.path().join("auto").join(name);
-        let text = fs::read_to_string(&file).expect("a file");
-        fs::write(file, format!("{text}xendomains = [ \"order={order}\" ]\n")).expect("a file");
+        dom0.wish(name, &format!("order={order}"));
     }
     let stop = dom0.run("stop");
     assert_eq!((stop.code, dom0.guests()), (0, vec![]), "{}", stop.said);
@@ -437,7 +499,6 @@ fn guests_of_one_order_stop_before_those_of_the_next_begin() {
     assert!(made("libxl_domain_destroy", "web") < made("libxl_domain_shutdown", "dns"), "{calls}");
 }
 
-#[test]
 fn guests_are_kept_to_the_cpus_of_xl_conf_when_they_are_made_and_when_they_come_back() {
     let dom0 = Dom0::new(json!([]), "");
     dom0.control.host(json!({"cpus": 4, "nodes": 2}));

@@ -1,12 +1,15 @@
 //! Memory for new guests: what dom0 gives back, what is promised to guests that are being built, and xl's lock.
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{self, BufRead, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 
 use rustix::fs::{FlockOperation, fcntl_lock};
-use xendomains::guest_config::{GuestConfig, XenHost};
+use xendomains::guest_config::{GuestConfig, XenHost, XlConf};
+use xendomains::toolstack::Toolstack;
+use xendomains::toolstack::libxl::Libxl;
 
 use super::*;
 
@@ -344,7 +347,7 @@ fn xl_s_lock_is_waited_for_and_its_owner_named() {
         assert!(xl.has_it());
         let start = scope.spawn(|| dom0.run_and_say("start", &said));
         let (lock, id) = (dom0.xl_lock(), xl.child.id());
-        said.wait_for(&format!("web: waits for xl's lock {}, held by process {id}\n", lock.display()));
+        said.wait_for(&format!("web: waits for xl's lock {}, held by process {id}\n", lock.display()), 1);
         assert_eq!((dom0.changes(), dom0.guests()), (vec![], vec![]));
         xl.end();
         let start = start.join().expect("no panic");

@@ -136,7 +136,8 @@ impl Shared {
         self.registry.interrupt_all();
     }
 
-    fn wake_pump(&self) {
+    /// Has the thread that waits for libxl ask it anew what to wait for.
+    pub(crate) fn wake_pump(&self) {
         // An eventfd write can only fail when its counter is full, and then the reader is woken anyway.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
@@ -276,7 +277,8 @@ impl Context {
         let hooks = Box::pin(Hooks {
             events: sys::libxl_event_hooks {
                 event_occurs_mask: 1 << sys::LIBXL_EVENT_TYPE_DOMAIN_SHUTDOWN
-                    | 1 << sys::LIBXL_EVENT_TYPE_DOMAIN_DEATH,
+                    | 1 << sys::LIBXL_EVENT_TYPE_DOMAIN_DEATH
+                    | 1 << sys::LIBXL_EVENT_TYPE_DISK_EJECT,
                 event_occurs: Some(on_event),
                 disaster: Some(on_disaster),
             },
@@ -492,12 +494,19 @@ unsafe extern "C" fn on_event(user: *mut c_void, event: *mut sys::libxl_event) {
     // No code of the caller's runs in here except a task's waker; should that panic, the event has been
     // queued already, and unwinding must not reach C.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        // SAFETY: libxl hands over a valid event, which is ours until it is freed below.
-        let event = unsafe { &*event };
-        shared.registry.deliver(shared, event);
+        // SAFETY: libxl hands over a valid event, which is ours until it is freed below, or by whoever has kept it.
+        unsafe { shared.registry.deliver(shared, event) }
     }));
-    // SAFETY: the event came from libxl and is not used any more.
-    unsafe { shared.lib().libxl_event_free(shared.ctx(), event) };
+    // A panic comes after the event was queued, and only one that is kept wakes a task.
+    let kept = match &outcome {
+        Ok(kept) => *kept,
+        // SAFETY: as above; what wakes a task is queued, and an eject that is queued is kept.
+        Err(_) => unsafe { (*event).type_ == sys::LIBXL_EVENT_TYPE_DISK_EJECT },
+    };
+    if !kept {
+        // SAFETY: the event came from libxl and is not used any more.
+        unsafe { shared.lib().libxl_event_free(shared.ctx(), event) };
+    }
     if let Err(panic) = outcome {
         let text = crate::log::panic_text(&*panic);
         shared.logger.note(LogLevel::Critical, format!("a task's waker panicked: {text}"));

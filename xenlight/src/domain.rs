@@ -2,6 +2,8 @@
 
 use std::ffi::{CString, c_char, c_int};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -425,6 +427,90 @@ impl Context {
             },
             |_, stream, status| status.map(|()| stream),
         )
+    }
+}
+
+/// # What is done with a domain that has shut down
+impl Context {
+    /// Restarts a guest in place, with its memory kept, after it has shut down for [`ShutdownReason::SoftReset`]. It is
+    /// left paused.
+    ///
+    /// # Errors
+    /// libxl's reasons, e.g. a guest that is not HVM. What is left of the domain may then be in any state: destroy it.
+    ///
+    /// Wraps `libxl_domain_soft_reset`.
+    #[doc(alias = "libxl_domain_soft_reset")]
+    pub fn soft_reset(&self, domid: Domid, config: &DomainConfig) -> Result<Operation<()>> {
+        let config = RawConfig::from_config(&self.user, config)?;
+        start(
+            &self.user,
+            "soft reset domain",
+            Some(domid),
+            config,
+            |user, config, how| {
+                // SAFETY: the configuration stays where it is until completion.
+                unsafe {
+                    let raw = (*config).as_ptr();
+                    user.lib().libxl_domain_soft_reset(user.ctx(), raw, domid, how, std::ptr::null())
+                }
+            },
+            |_, _config, status| status,
+        )
+    }
+
+    /// Writes a domain's memory into a file. An existing file is overwritten.
+    ///
+    /// All of it happens inside this call, with the thread blocked, and can't be aborted.
+    ///
+    /// # Errors
+    /// When the file can't be written, or the domain can't be read.
+    ///
+    /// Wraps `libxl_domain_core_dump`.
+    #[doc(alias = "libxl_domain_core_dump")]
+    pub fn dump_core(&self, domid: Domid, file: &Path) -> Result<Operation<()>> {
+        const ACTION: &str = "dump core";
+        let file = CString::new(file.as_os_str().as_bytes()).map_err(|_| {
+            Error::new(ACTION, Some(domid), Cause::BadArgument(format!("{file:?} contains a NUL byte")))
+        })?;
+        start(
+            &self.user,
+            ACTION,
+            Some(domid),
+            file,
+            |user, file, how| {
+                // SAFETY: the context is alive as long as the operation, and the name stays where it is until then.
+                unsafe { user.lib().libxl_domain_core_dump(user.ctx(), domid, (*file).as_ptr(), how) }
+            },
+            |_, _file, status| status,
+        )
+    }
+
+    /// Keeps the remains of a guest called `name` aside: as `name` with `suffix` behind it, and with another UUID in
+    /// xenstore. The hypervisor goes on to know the domain by its own UUID.
+    ///
+    /// # Errors
+    /// When it is not called `name`, or another domain has the new name.
+    ///
+    /// Wraps `libxl_domain_preserve`.
+    #[doc(alias = "libxl_domain_preserve")]
+    pub fn preserve(&self, domid: Domid, name: &str, suffix: &str, uuid: Uuid) -> Result<()> {
+        const ACTION: &str = "preserve domain";
+        let suffix = c_string(ACTION, suffix)?;
+        let config = DomainConfig::from_json(serde_json::json!({"c_info": {"name": name}}))?;
+        let config = RawConfig::from_config(&self.user, &config)?;
+        let mark = self.user.logger.mark();
+        // SAFETY: the context is alive, and configuration and string live during the call. A configuration begins with
+        // what the call wants, of which it reads the name.
+        let rc = unsafe {
+            self.user.lib().libxl_domain_preserve(
+                self.user.ctx(),
+                domid,
+                config.as_ptr().cast(),
+                suffix.as_ptr(),
+                sys::libxl_uuid { uuid: *uuid.as_bytes() },
+            )
+        };
+        self.user.check(ACTION, Some(domid), mark, rc)
     }
 }
 

@@ -1,6 +1,7 @@
-//! Domains that shut down and die, as a stream.
+//! Domains that shut down and die, and drives that guests open, as a stream.
 
 use std::collections::{HashMap, VecDeque};
+use std::ffi::CString;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Poll, Waker};
@@ -10,21 +11,66 @@ use uuid::Uuid;
 use xenlight_sys::libxl as sys;
 
 use crate::Domid;
-use crate::context::{Context, Shared, User, lock};
+use crate::context::{Context, Shared, User, lock, string};
 use crate::domain::ShutdownReason;
 use crate::error::{Cause, Error, ErrorCode, Result};
+use crate::operation::{Operation, start};
 
 /// What happened to a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum DomainChange {
     /// It has shut down for this reason. It still exists and holds its memory until someone destroys it.
     Shutdown(ShutdownReason),
     /// It is gone.
     Death,
+    /// The guest has opened a drive that is watched too. The medium stays until [`Context::take_medium_out`] is called.
+    Ejected(EjectedDisk),
 }
 
+/// A drive that a guest has opened, for [`Context::take_medium_out`].
+pub struct EjectedDisk {
+    vdev: String,
+    event: RawEvent,
+    /// Keeps the context alive, to which the event belongs.
+    user: User,
+}
+
+impl EjectedDisk {
+    /// What the guest calls the drive, e.g. `hdc`.
+    pub fn vdev(&self) -> &str {
+        &self.vdev
+    }
+}
+
+impl std::fmt::Debug for EjectedDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EjectedDisk").field("vdev", &self.vdev).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for EjectedDisk {
+    fn eq(&self, other: &Self) -> bool {
+        self.event.0 == other.event.0
+    }
+}
+
+impl Eq for EjectedDisk {}
+
+impl Drop for EjectedDisk {
+    fn drop(&mut self) {
+        // SAFETY: the event came from this context, which is alive through `user`, and this is its only owner.
+        unsafe { self.user.lib().libxl_event_free(self.user.ctx(), self.event.0) };
+    }
+}
+
+/// An event of libxl's that is ours to free.
+pub(crate) struct RawEvent(*mut sys::libxl_event);
+
+// SAFETY: an event is plain memory with strings of its own; nothing in it is bound to a thread.
+unsafe impl Send for RawEvent {}
+
 /// A change of a watched domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct DomainEvent {
     /// The domain's number.
     pub domid: Domid,
@@ -34,11 +80,26 @@ pub struct DomainEvent {
     pub change: DomainChange,
 }
 
+/// What has happened, as it lies in the queue.
+enum News {
+    Shutdown(ShutdownReason),
+    Death,
+    Ejected(RawEvent),
+}
+
+struct Queued {
+    domid: Domid,
+    uuid: Uuid,
+    news: News,
+}
+
 #[derive(Default)]
 struct Queue {
-    events: VecDeque<DomainEvent>,
+    events: VecDeque<Queued>,
     waker: Option<Waker>,
     broken: bool,
+    /// Nobody takes anything out any more.
+    closed: bool,
 }
 
 #[derive(Default)]
@@ -48,10 +109,12 @@ struct Stream {
 }
 
 impl Stream {
-    fn push(&self, event: Option<DomainEvent>) {
+    /// Says whether it was taken.
+    fn push(&self, event: Option<Queued>) -> bool {
         let waker = {
             let mut queue = lock(&self.queue);
             match event {
+                _ if queue.closed => return false,
                 Some(event) => queue.events.push_back(event),
                 None => queue.broken = true,
             }
@@ -61,11 +124,15 @@ impl Stream {
         if let Some(waker) = waker {
             waker.wake();
         }
+        true
     }
 }
 
-/// libxl's generator, which reports one domain's end.
-struct Generator(*mut sys::libxl_evgen_domain_death);
+/// libxl's generator: of one domain's end, or of what is done to one of its drives.
+enum Generator {
+    Death(*mut sys::libxl_evgen_domain_death),
+    Eject(*mut sys::libxl_evgen_disk_eject),
+}
 
 // SAFETY: a generator is only a token for libxl, which locks its context whenever it is used.
 unsafe impl Send for Generator {}
@@ -76,7 +143,14 @@ struct Watched {
     stream: Arc<Stream>,
     generator: Option<Generator>,
     /// What was reported last, so that a check and an event that see the same thing report it once.
-    last: Option<DomainChange>,
+    last: Option<End>,
+}
+
+/// The end of a domain, or of one of its lives.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Shutdown(ShutdownReason),
+    Death,
 }
 
 /// All watches of a context, by the number that libxl hands back with each event.
@@ -99,35 +173,58 @@ impl Registry {
     }
 
     /// Reports a change once.
-    fn report(&self, number: u64, change: DomainChange) {
+    fn report(&self, number: u64, end: End) {
         let mut watches = lock(&self.watches);
         let Some(watched) = watches.1.get_mut(&number) else { return };
-        if watched.last == Some(change) || watched.last == Some(DomainChange::Death) {
+        if watched.last == Some(end) || watched.last == Some(End::Death) {
             return;
         }
-        watched.last = Some(change);
-        let event = DomainEvent { domid: watched.domid, uuid: watched.uuid, change };
+        watched.last = Some(end);
+        let news = match end {
+            End::Shutdown(reason) => News::Shutdown(reason),
+            End::Death => News::Death,
+        };
+        let event = Queued { domid: watched.domid, uuid: watched.uuid, news };
         let stream = Arc::clone(&watched.stream);
         drop(watches);
         stream.push(Some(event));
     }
 
-    /// Takes an event of libxl's.
-    pub(crate) fn deliver(&self, shared: &Shared, event: &sys::libxl_event) {
+    /// Hands an eject on, with libxl's event, which has the drive. Says whether it was taken.
+    fn report_eject(&self, number: u64, event: *mut sys::libxl_event) -> bool {
+        let watches = lock(&self.watches);
+        let Some(watched) = watches.1.get(&number) else { return false };
+        let news = News::Ejected(RawEvent(event));
+        let event = Queued { domid: watched.domid, uuid: watched.uuid, news };
+        let stream = Arc::clone(&watched.stream);
+        drop(watches);
+        stream.push(Some(event))
+    }
+
+    /// Takes an event of libxl's. Says whether it was kept; if not, the caller frees it.
+    ///
+    /// # Safety
+    /// `event` is an event of this context that nobody has freed.
+    pub(crate) unsafe fn deliver(&self, shared: &Shared, event: *mut sys::libxl_event) -> bool {
+        let raw = event;
+        // SAFETY: as the caller promises.
+        let event = unsafe { &*raw };
         let number = event.for_user;
         match event.type_ {
-            sys::LIBXL_EVENT_TYPE_DOMAIN_DEATH => self.report(number, DomainChange::Death),
+            sys::LIBXL_EVENT_TYPE_DISK_EJECT => return self.report_eject(number, raw),
+            sys::LIBXL_EVENT_TYPE_DOMAIN_DEATH => self.report(number, End::Death),
             sys::LIBXL_EVENT_TYPE_DOMAIN_SHUTDOWN => {
                 // SAFETY: the event's type says that this member of the union is the one that is set.
                 let code = unsafe { event.u.domain_shutdown.shutdown_reason };
                 let reason = ShutdownReason::from_raw(i32::from(code));
-                self.report(number, DomainChange::Shutdown(reason));
+                self.report(number, End::Shutdown(reason));
                 if reason == ShutdownReason::Suspend {
                     self.renew(shared, number);
                 }
             }
             _ => {}
         }
+        false
     }
 
     /// After it has reported a suspend a generator reports no later shutdown. A new one does; it is made before
@@ -147,7 +244,7 @@ impl Registry {
                 };
                 drop(watches);
                 if let Some(old) = old {
-                    disable(shared, domid, old);
+                    disable(shared, old);
                 }
                 // The guest may have been resumed and have ended before the new generator was there.
                 self.check(shared, number);
@@ -162,13 +259,13 @@ impl Registry {
     fn check(&self, shared: &Shared, number: u64) {
         let Some((domid, uuid)) = lock(&self.watches).1.get(&number).map(|w| (w.domid, w.uuid)) else { return };
         match crate::domain::info(shared, domid) {
-            Ok(info) if info.uuid != uuid || info.dying => self.report(number, DomainChange::Death),
+            Ok(info) if info.uuid != uuid || info.dying => self.report(number, End::Death),
             Ok(info) => match info.shutdown {
                 // A suspend is news only when it happens: it is a save or a migration under way.
                 None | Some(ShutdownReason::Suspend) => {}
-                Some(reason) => self.report(number, DomainChange::Shutdown(reason)),
+                Some(reason) => self.report(number, End::Shutdown(reason)),
             },
-            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => self.report(number, DomainChange::Death),
+            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => self.report(number, End::Death),
             Err(e) => shared.logger.note(
                 crate::LogLevel::Error,
                 format!("Domain {domid}:can't be looked at while it is watched: {e}"),
@@ -192,12 +289,36 @@ fn generate(shared: &Shared, domid: Domid, number: u64) -> Result<Generator> {
     // the result.
     let rc = unsafe { shared.lib().libxl_evenable_domain_death(shared.ctx(), domid, number, &mut generator) };
     shared.check("watch domain", Some(domid), mark, rc)?;
-    Ok(Generator(generator))
+    // libxl may have opened its watch of xenstore just now, and tells nobody who is waiting already.
+    shared.wake_pump();
+    Ok(Generator::Death(generator))
 }
 
-fn disable(shared: &Shared, _domid: Domid, generator: Generator) {
+fn generate_ejects(shared: &Shared, domid: Domid, vdev: &str, number: u64) -> Result<Generator> {
+    const ACTION: &str = "watch drive";
+    let vdev = CString::new(vdev).map_err(|_| {
+        Error::new(ACTION, Some(domid), Cause::BadArgument(format!("{vdev:?} contains a NUL byte")))
+    })?;
+    let mark = shared.logger.mark();
+    let mut generator = std::ptr::null_mut();
+    // SAFETY: the context is alive (the caller is a user of it); the name lives during the call; `generator` is a place
+    // for the result.
+    let rc = unsafe {
+        shared.lib().libxl_evenable_disk_eject(shared.ctx(), domid, vdev.as_ptr(), number, &mut generator)
+    };
+    shared.check(ACTION, Some(domid), mark, rc)?;
+    shared.wake_pump();
+    Ok(Generator::Eject(generator))
+}
+
+fn disable(shared: &Shared, generator: Generator) {
     // SAFETY: the generator belongs to this context, and taking it by value shows that it is given up only once.
-    unsafe { shared.lib().libxl_evdisable_domain_death(shared.ctx(), generator.0) };
+    unsafe {
+        match generator {
+            Generator::Death(raw) => shared.lib().libxl_evdisable_domain_death(shared.ctx(), raw),
+            Generator::Eject(raw) => shared.lib().libxl_evdisable_disk_eject(shared.ctx(), raw),
+        }
+    }
 }
 
 /// Watches domains and yields what happens to them.
@@ -210,7 +331,8 @@ fn disable(shared: &Shared, _domid: Domid, generator: Generator) {
 /// reported too. A suspend may be reported more than once while other domains end.
 pub struct DomainEvents {
     stream: Arc<Stream>,
-    watches: Mutex<HashMap<Domid, u64>>,
+    /// The numbers of each domain's watches: of its end, then of its drives.
+    watches: Mutex<HashMap<Domid, Vec<u64>>>,
     user: User,
 }
 
@@ -222,7 +344,7 @@ impl std::fmt::Debug for DomainEvents {
 }
 
 impl Context {
-    /// A stream of domain ends, which watches nothing yet.
+    /// A stream of domain events, which watches nothing yet.
     pub fn domain_events(&self) -> DomainEvents {
         DomainEvents { stream: Arc::default(), watches: Mutex::default(), user: self.user.clone() }
     }
@@ -257,7 +379,7 @@ impl DomainEvents {
                 return Err(e);
             }
         };
-        watches.insert(domid, number);
+        watches.insert(domid, vec![number]);
         drop(watches);
         // The generator may have reported a suspend by now and have been renewed; the newer one then stays.
         let surplus = {
@@ -271,28 +393,79 @@ impl DomainEvents {
             }
         };
         if let Some(surplus) = surplus {
-            disable(&self.user, domid, surplus);
+            disable(&self.user, surplus);
         }
         registry.check(&self.user, number);
         Ok(())
     }
 
-    /// Stops watching a domain. Events that have come already stay in the stream.
+    /// Watches a drive of a domain that is watched already, by its name in the guest (`hdc`): the guest's eject is
+    /// reported from now on, as often as it comes.
     ///
-    /// Wraps `libxl_evdisable_domain_death`.
-    #[doc(alias = "libxl_evdisable_domain_death")]
-    pub fn unwatch(&self, domid: Domid) {
-        let number = lock(&self.watches).remove(&domid);
-        if let Some(number) = number {
-            self.give_up(domid, number);
+    /// # Errors
+    /// When the domain is not watched, or libxl can't watch.
+    ///
+    /// Wraps `libxl_evenable_disk_eject`.
+    #[doc(alias = "libxl_evenable_disk_eject")]
+    pub fn watch_drive(&self, domid: Domid, vdev: &str) -> Result<()> {
+        const ACTION: &str = "watch drive";
+        if let Some(why) = self.user.disaster() {
+            return Err(Error::new(ACTION, Some(domid), Cause::Disaster(why)));
+        }
+        let mut watches = lock(&self.watches);
+        let registry = &self.user.registry;
+        let uuid = watches
+            .get(&domid)
+            .and_then(|numbers| lock(&registry.watches).1.get(numbers.first()?).map(|watched| watched.uuid));
+        let (Some(uuid), Some(numbers)) = (uuid, watches.get_mut(&domid)) else {
+            return Err(Error::new(ACTION, Some(domid), Cause::BadArgument("the domain is not watched".into())));
+        };
+        let number =
+            registry.add(Watched { domid, uuid, stream: Arc::clone(&self.stream), generator: None, last: None });
+        match generate_ejects(&self.user, domid, vdev, number) {
+            Ok(generator) => {
+                if let Some(watched) = lock(&registry.watches).1.get_mut(&number) {
+                    watched.generator = Some(generator);
+                }
+                numbers.push(number);
+                Ok(())
+            }
+            Err(e) => {
+                registry.remove(number);
+                Err(e)
+            }
         }
     }
 
-    fn give_up(&self, domid: Domid, number: u64) {
+    /// Stops watching a domain and its drives. Events that have come already stay in the stream.
+    ///
+    /// Wraps `libxl_evdisable_domain_death` and `libxl_evdisable_disk_eject`.
+    #[doc(alias = "libxl_evdisable_domain_death")]
+    #[doc(alias = "libxl_evdisable_disk_eject")]
+    pub fn unwatch(&self, domid: Domid) {
+        let numbers = lock(&self.watches).remove(&domid);
+        numbers.into_iter().flatten().for_each(|number| self.give_up(number));
+    }
+
+    fn give_up(&self, number: u64) {
         let watched = self.user.registry.remove(number);
         if let Some(generator) = watched.and_then(|w| w.generator) {
-            disable(&self.user, domid, generator);
+            disable(&self.user, generator);
         }
+    }
+
+    /// Makes an event of what was in the queue.
+    fn event(&self, Queued { domid, uuid, news }: Queued) -> DomainEvent {
+        let change = match news {
+            News::Shutdown(reason) => DomainChange::Shutdown(reason),
+            News::Death => DomainChange::Death,
+            News::Ejected(event) => {
+                // SAFETY: an event of this kind, which is ours; its string is its own, or null.
+                let vdev = unsafe { string((*event.0).u.disk_eject.vdev) }.unwrap_or_default();
+                DomainChange::Ejected(EjectedDisk { vdev, event, user: self.user.clone() })
+            }
+        };
+        DomainEvent { domid, uuid, change }
     }
 
     fn broken(&self) -> Error {
@@ -308,7 +481,7 @@ impl DomainEvents {
         let mut queue = lock(&self.stream.queue);
         loop {
             if let Some(event) = queue.events.pop_front() {
-                return Ok(Some(event));
+                return Ok(Some(self.event(event)));
             }
             if queue.broken {
                 return Err(self.broken());
@@ -332,9 +505,19 @@ impl futures_core::Stream for DomainEvents {
 
     /// Never ends by itself; after a disaster it yields that error each time.
     fn poll_next(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut &*self).poll_next(cx)
+    }
+}
+
+/// For a task that shares the stream with those who add to what it watches. One task at a time may wait.
+impl futures_core::Stream for &DomainEvents {
+    type Item = Result<DomainEvent>;
+
+    /// As for [`DomainEvents`].
+    fn poll_next(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
         let mut queue = lock(&self.stream.queue);
         if let Some(event) = queue.events.pop_front() {
-            return Poll::Ready(Some(Ok(event)));
+            return Poll::Ready(Some(Ok(self.event(event))));
         }
         if queue.broken {
             return Poll::Ready(Some(Err(self.broken())));
@@ -347,8 +530,41 @@ impl futures_core::Stream for DomainEvents {
 impl Drop for DomainEvents {
     fn drop(&mut self) {
         let watches = std::mem::take(&mut *lock(&self.watches));
-        for (domid, number) in watches {
-            self.give_up(domid, number);
-        }
+        watches.into_values().flatten().for_each(|number| self.give_up(number));
+        let left = {
+            let mut queue = lock(&self.stream.queue);
+            queue.closed = true;
+            std::mem::take(&mut queue.events)
+        };
+        // Frees what libxl's events among them hold, while the context is there.
+        left.into_iter().for_each(|queued| drop(self.event(queued)));
+    }
+}
+
+impl Context {
+    /// Takes the medium out of a drive that the guest has opened, as a person would.
+    ///
+    /// # Errors
+    /// libxl's reasons, e.g. a guest that is not HVM.
+    ///
+    /// Wraps `libxl_cdrom_insert`.
+    #[doc(alias = "libxl_cdrom_insert")]
+    pub fn take_medium_out(&self, domid: Domid, disk: EjectedDisk) -> Result<Operation<()>> {
+        start(
+            &self.user,
+            "take medium out",
+            Some(domid),
+            disk,
+            |user, disk, how| {
+                // SAFETY: `disk` stays where it is until completion, and with it libxl's event, in which the empty drive
+                // begins at this address.
+                unsafe {
+                    let event = (*disk).event.0;
+                    let drive = (&raw mut (*event).u.disk_eject.disk).cast::<sys::libxl_device_disk>();
+                    user.lib().libxl_cdrom_insert(user.ctx(), domid, drive, how)
+                }
+            },
+            |_, _disk, status| status,
+        )
     }
 }

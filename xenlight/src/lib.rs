@@ -74,13 +74,13 @@ mod operation;
 /// The traits that [`DomainEvents`] implements come from this crate.
 pub use futures_core;
 
+pub use self::log::{LogFacade, LogLevel, LogRecord, LogSink, Progress};
 pub use config::DomainConfig;
 pub use context::{Children, Context, Version};
 pub use cpus::HostCpus;
 pub use domain::{DomainInfo, Domid, SaveFlags, ShutdownReason, Trigger};
 pub use error::{Cause, Error, ErrorCode, Result, Wait};
-pub use events::{DomainChange, DomainEvent, DomainEvents};
+pub use events::{DomainChange, DomainEvent, DomainEvents, EjectedDisk};
 pub use library::{Library, LibraryError};
-pub use log::{LogLevel, LogRecord, LogSink, Progress};
 pub use operation::Operation;
 pub use xenlight_sys::{OpenError, Release, ReleaseError};

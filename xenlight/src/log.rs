@@ -83,8 +83,17 @@ impl fmt::Display for LogRecord {
         if let Some(context) = &self.context {
             write!(f, "{context}: ")?;
         }
-        f.write_str(self.text.trim_end())?;
-        if let Some(errno) = self.errno {
+        Text(self).fmt(f)
+    }
+}
+
+/// A line without the part of libxl that speaks.
+struct Text<'a>(&'a LogRecord);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.text.trim_end())?;
+        if let Some(errno) = self.0.errno {
             write!(f, ": {}", std::io::Error::from_raw_os_error(errno))?;
         }
         Ok(())
@@ -118,6 +127,26 @@ pub trait LogSink: Send + Sync {
     /// A progress report. The default ignores it.
     fn progress(&self, progress: &Progress) {
         let _ = progress;
+    }
+}
+
+/// Hands each line of libxl's log to the `log` crate, for whatever logger the program has. The target is `libxl`, or
+/// `libxl::xc` for the part of that name.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogFacade;
+
+impl LogSink for LogFacade {
+    fn record(&self, record: &LogRecord) {
+        let level = match record.level {
+            LogLevel::Debug | LogLevel::Verbose | LogLevel::Detail => ::log::Level::Debug,
+            // Those who want bars implement `progress`.
+            LogLevel::Progress => ::log::Level::Trace,
+            LogLevel::Info | LogLevel::Notice => ::log::Level::Info,
+            LogLevel::Warn => ::log::Level::Warn,
+            LogLevel::Error | LogLevel::Critical => ::log::Level::Error,
+        };
+        let target = if record.context.as_deref() == Some("xc") { "libxl::xc" } else { "libxl" };
+        ::log::log!(target: target, level, "{}", Text(record));
     }
 }
 
@@ -402,6 +431,35 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[0].contains("no room"), "{lines:?}");
         assert_eq!(lines[1..], ["one", "two"]);
+    }
+
+    #[test]
+    fn the_programs_own_logger_gets_the_lines() {
+        struct Collector(Mutex<Vec<String>>);
+        impl ::log::Log for Collector {
+            fn enabled(&self, _: &::log::Metadata<'_>) -> bool {
+                true
+            }
+
+            fn log(&self, record: &::log::Record<'_>) {
+                let line = format!("{} {}: {}", record.level(), record.target(), record.args());
+                self.0.lock().expect("whole").push(line);
+            }
+
+            fn flush(&self) {}
+        }
+        static COLLECTOR: Collector = Collector(Mutex::new(Vec::new()));
+        ::log::set_logger(&COLLECTOR).expect("no other test has a logger");
+        ::log::set_max_level(::log::LevelFilter::Debug);
+        let logger = Logger::new(Some(Box::new(LogFacade))).expect("logger");
+        let full = LogRecord { errno: Some(28), context: Some("xc".into()), ..record(LogLevel::Error, "write\n") };
+        for line in [full, record(LogLevel::Notice, "Domain 1:web"), record(LogLevel::Progress, "5%")] {
+            logger.state().accept(line);
+        }
+        assert_eq!(
+            *COLLECTOR.0.lock().expect("whole"),
+            ["ERROR libxl::xc: write: No space left on device (os error 28)", "INFO libxl: Domain 1:web"]
+        );
     }
 
     #[test]

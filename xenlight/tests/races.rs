@@ -450,6 +450,59 @@ fn a_guest_that_was_suspended_and_resumed_is_still_watched() {
 }
 
 #[test]
+fn an_opened_drive_is_reported_and_emptied_even_if_nobody_listens_any_more() {
+    let fake = Fake::new(json!({"domains": [{"name": "win", "type": "hvm"}]}));
+    let context = fake.context(None);
+    let events = context.domain_events();
+    let error = events.watch_drive(1, "hdc").expect_err("the domain is not watched");
+    assert!(matches!(error.cause(), Cause::BadArgument(_)), "{error}");
+    events.watch(1, context.info(1).expect("win").uuid).expect("watches");
+    events.watch_drive(1, "hdc").expect("watches");
+    let eject = || fake.control.guest(json!({"domain": "win", "does": "eject:hdc"}));
+    eject();
+    let event = events.next_until(soon()).expect("no disaster").expect("an event");
+    let DomainChange::Ejected(disk) = event.change else { panic!("{event:?}") };
+    assert_eq!((event.domid, disk.vdev()), (1, "hdc"));
+    context.take_medium_out(1, disk).expect("starts").wait().expect("taken out");
+    // One that nobody wants, one that nobody takes, and one that comes too late.
+    eject();
+    drop(events.next_until(soon()).expect("no disaster").expect("an event"));
+    eject();
+    fake.control.wait(|state| state["live"]["events"] == 1);
+    events.unwatch(1);
+    eject();
+    drop((events, context));
+    fake.expect_nothing_left();
+    let state = fake.control.state();
+    let calls = state["calls"].as_array().expect("calls");
+    assert_eq!(calls.iter().filter(|call| call["call"] == "libxl_cdrom_insert").count(), 1);
+}
+
+#[test]
+fn what_is_done_with_a_guest_that_has_ended() {
+    let fake = Fake::new(json!({"domains": [{"name": "win", "type": "hvm"}, {"name": "web"}]}));
+    let context = fake.context(None);
+    let file = fake.directory.path().join("core");
+    context.dump_core(2, &file).expect("starts").wait().expect("dumped");
+    assert!(file.is_file());
+    context.dump_core(2, &file.join("x")).and_then(Operation::wait).expect_err("not below a file");
+    for domain in ["win", "web"] {
+        fake.control.guest(json!({"domain": domain, "does": "soft_reset"}));
+    }
+    let of = |domid| context.configuration(domid).expect("starts").wait().expect("a configuration");
+    context.soft_reset(1, &of(1)).expect("starts").wait().expect("reset");
+    let info = context.info(1).expect("win");
+    assert_eq!((info.shutdown, info.paused), (None, true));
+    let error = context.soft_reset(2, &of(2)).and_then(Operation::wait).expect_err("not HVM");
+    assert_eq!(error.code(), Some(ErrorCode::Invalid));
+    context.preserve(2, "web", "-old", uuid::Uuid::from_u128(1)).expect("kept");
+    assert_eq!(context.name(2).as_deref(), Some("web-old"));
+    context.preserve(2, "web", "-older", uuid::Uuid::from_u128(1)).expect_err("it is not called so");
+    drop(context);
+    fake.expect_nothing_left();
+}
+
+#[test]
 fn short_calls_do_what_they_say() {
     let (fake, context) = Fake::web();
     assert_eq!(context.release(), Release::new(4, 17));

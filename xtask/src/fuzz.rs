@@ -17,6 +17,7 @@ const TARGETS: &[(&str, &[&str])] = &[
     ("disk", &["tests/fuzz/seeds/disk"]),
     ("devices", &["tests/fuzz/seeds/devices"]),
     ("image", &["tests/fuzz/seeds/image"]),
+    ("sxp", &["tests/stand-ins/samples"]),
 ];
 
 /// Targets at work at the same time.

@@ -1,7 +1,7 @@
 //! What the developer's commands (`cargo xtask …`) are made of.
 //!
 //! [`lab`] gives a real Xen host in QEMU; [`demo`] and [`mod@test`] are what is done with it.
-//! [`fuzz`] is for the parsers.
+//! [`fuzz`] is for the parsers, [`shipped`] for what distributions get.
 
 pub mod counter;
 pub mod demo;
@@ -11,4 +11,5 @@ pub mod lab;
 pub mod packages;
 pub mod program;
 pub mod progress;
+pub mod shipped;
 pub mod test;

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use xtask::lab::{Host, Lab, Machine, Release};
+use xtask::shipped;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The developer's commands")]
@@ -28,6 +29,11 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Build what a distribution ships, without network, under target/packages
+    Package {
+        /// Which one
+        kind: Kind,
+    },
     /// Run everything that CI runs; the last line counts
     Test,
     /// Time the same work on a Xen host in a box: by this program, by the scripts, and by hand with xl
@@ -42,6 +48,16 @@ enum Task {
         #[arg(long)]
         without_scripts: bool,
     },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    /// Debian's
+    Deb,
+    /// RPM, with its source package
+    Rpm,
+    /// Both, and looks at what is in them; CI does so with the Debian package
+    Check,
 }
 
 #[derive(Args)]
@@ -151,6 +167,7 @@ fn main() -> ExitCode {
         Task::Bench { guests, rounds, without_scripts } => {
             workspace().and_then(|root| xtask::test::bench(&root, guests, rounds, !without_scripts)).map(verdict)
         }
+        Task::Package { kind } => workspace().and_then(|root| package(&root, kind)),
         Task::Test => workspace().and_then(|root| xtask::test::run(&root)).map(verdict),
     };
     match done {
@@ -160,6 +177,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn package(workspace: &Path, kind: Kind) -> Result<ExitCode> {
+    match kind {
+        Kind::Deb => println!("{}", shipped::debian::build(workspace)?.deb.display()),
+        Kind::Rpm => println!("{}", shipped::rpm::build(workspace)?.display()),
+        Kind::Check => {
+            let (passed, failed) = shipped::check::run(workspace, true);
+            println!("{passed} passed, {failed} failed");
+            return Ok(verdict(failed == 0));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn verdict(passed: bool) -> ExitCode {

@@ -131,13 +131,15 @@ pub fn world<R>(f: impl FnOnce(&mut World) -> R) -> R {
     let mut changed = false;
     let result = store.with(|w| {
         let before = (w.releases, w.due.len(), w.ejects.len());
+        // What has become due on the way here is somebody's news as well.
+        let advanced = std::mem::take(&mut w.has_advanced);
         let result = f(w);
-        changed = before != (w.releases, w.due.len(), w.ejects.len());
+        changed = advanced || before != (w.releases, w.due.len(), w.ejects.len());
         result
     });
     if changed {
         for ctx in all_contexts() {
-            ctx.wake();
+            ctx.hear();
         }
     }
     result
@@ -328,6 +330,8 @@ pub struct Inner {
     pub generators: Vec<Generator>,
     /// Whether the watch for the end of domains is set.
     watching: bool,
+    /// Whether somebody waits who knows that what happens on the host is watched.
+    watch_is_known: bool,
     /// The watch's first firing, which comes of setting it.
     fire: bool,
     releases_seen: u64,
@@ -344,6 +348,13 @@ pub struct Inner {
     os_due: Option<u64>,
     pub version_info: usize,
     alive: bool,
+}
+
+impl Inner {
+    /// Whether what happens on the host is of interest.
+    fn watches(&self) -> bool {
+        !self.generators.is_empty() || !self.ops.is_empty()
+    }
 }
 
 /// An event generator.
@@ -767,6 +778,8 @@ impl Ctx {
             inner.watching = true;
             inner.fire = true;
         }
+        // As with libxl nobody who waits already is told that there is something more to wait for.
+        inner.watch_is_known &= inner.watches();
         inner.generators.push(Generator {
             handle,
             domid,
@@ -776,8 +789,6 @@ impl Ctx {
             death_reported: false,
         });
         inner.generators.sort_by_key(|g| g.domid);
-        drop(inner);
-        self.wake();
         handle
     }
 
@@ -856,6 +867,13 @@ impl Ctx {
             for &fd in &inner.pollers {
                 poke(fd);
             }
+        }
+    }
+
+    /// Something has happened on the host: whoever knows that there is something to wait for wakes.
+    fn hear(&self) {
+        if locked(&self.inner).watch_is_known {
+            self.wake();
         }
     }
 
@@ -965,7 +983,11 @@ impl Ctx {
     /// Runs the loop in this thread until `done`.
     pub fn run_until(self: &Arc<Ctx>, done: impl Fn() -> bool) {
         let poller = eventfd();
-        locked(&self.inner).pollers.push(poller);
+        {
+            let mut inner = locked(&self.inner);
+            inner.pollers.push(poller);
+            inner.watch_is_known = true;
+        }
         loop {
             self.turn();
             if done() {
@@ -982,7 +1004,13 @@ impl Ctx {
     }
 
     pub fn before_poll(&self, fds: &mut [libc::pollfd], timeout: &mut c_int) -> Result<usize, usize> {
-        let wanted: Vec<RawFd> = std::iter::once(self.app_poller).chain(self.inotify).collect();
+        let wanted: Vec<RawFd> = {
+            let mut inner = locked(&self.inner);
+            // What happens on the host is only heard of by who watches for it.
+            let watches = inner.watches();
+            inner.watch_is_known |= watches;
+            std::iter::once(self.app_poller).chain(self.inotify.filter(|_| watches)).collect()
+        };
         if let Some(sleep) = self.sleep() {
             let ms = c_int::try_from(sleep.as_micros().div_ceil(1000)).unwrap_or(c_int::MAX);
             if *timeout < 0 || *timeout > ms {
@@ -1142,6 +1170,8 @@ impl Ctx {
             });
             id
         };
+        // An operation tells those who wait that there is more to wait for.
+        self.wake();
         let natural = error.map_or(End::Natural, End::Error);
         let io = parts.io;
         // What a helper does: copy, wait, and know the end.

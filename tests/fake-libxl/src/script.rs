@@ -89,6 +89,9 @@ pub struct Rule {
     pub payload_bytes: Option<u64>,
     #[serde(default)]
     pub ignore_abort: bool,
+    /// `nth` counts the calls of all processes that share a host.
+    #[serde(default)]
+    pub shared: bool,
     #[serde(skip)]
     pub seen: u64,
 }
@@ -114,6 +117,16 @@ impl Rule {
         }
         std::process::abort();
     }
+}
+
+/// Counts a call in the host's memory.
+fn count(rule: &Rule) -> u64 {
+    let key = format!("{} {:?} {:?}", rule.call, rule.domain, rule.nth);
+    crate::runtime::world(|world| {
+        let seen = world.seen.entry(key).or_default();
+        *seen += 1;
+        *seen
+    })
 }
 
 /// All rules, and how the fake reports misuse.
@@ -157,7 +170,7 @@ impl Script {
                     .as_deref()
                     .is_none_or(|wanted| Some(wanted) == name || domid.is_some_and(|d| wanted.parse() == Ok(d)));
             if about_it {
-                rule.seen += 1;
+                rule.seen = if rule.shared { count(rule) } else { rule.seen + 1 };
                 if found.is_none() && rule.nth.is_none_or(|nth| nth == rule.seen) {
                     found = Some(rule.clone());
                 }

@@ -215,6 +215,12 @@ pub struct World {
     /// CDs that guests asked to eject: domid and virtual device.
     pub ejects: Vec<(u32, String)>,
     pub images_made: u64,
+    /// How often calls were made that a rule counts over all processes.
+    #[serde(default)]
+    pub seen: BTreeMap<String, u64>,
+    /// Something has become due since somebody has asked for this.
+    #[serde(skip)]
+    pub has_advanced: bool,
 }
 
 impl Default for World {
@@ -239,6 +245,8 @@ impl Default for World {
             violations: Vec::new(),
             ejects: Vec::new(),
             images_made: 0,
+            seen: BTreeMap::new(),
+            has_advanced: false,
         };
         world.domains.insert(
             0,
@@ -440,6 +448,7 @@ impl World {
             d.at_ms <= now && self.domains.get(&d.domid).is_none_or(|d| !d.paused)
         }) {
             let due = self.due.remove(at);
+            self.has_advanced = true;
             self.guest_does(due.domid, &due.what);
         }
     }

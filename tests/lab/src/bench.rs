@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -55,6 +55,15 @@ impl<'h> Bench<'h> {
         Ok(bench)
     }
 
+    /// Has the program told to work with this toolstack, whatever it is started with.
+    pub fn use_toolstack(&self, toolstack: &str) -> Result<()> {
+        let real = "/usr/libexec/xendomains-under-test/xendomains";
+        self.ok(&format!("mkdir -p /usr/libexec/xendomains-under-test && mv {PROGRAM} {real}"))?;
+        self.write(PROGRAM, &format!("#!/bin/sh\nexec {real} --toolstack {toolstack} \"$@\"\n"))?;
+        self.ok(&format!("chmod 755 {PROGRAM}"))?;
+        self.others.iter().try_for_each(|other| other.use_toolstack(toolstack))
+    }
+
     /// The release of Xen that runs.
     pub fn release(&self) -> Release {
         self.host.borrow().release()
@@ -83,6 +92,26 @@ impl<'h> Bench<'h> {
         self.switch_off()?;
         *self.transcript.borrow_mut() += "(it was booted)\n";
         self.host.borrow_mut().boot()
+    }
+
+    /// Has the host go down by this command, at most `limit` long, and boots it again. Says how long it took to go down.
+    pub fn reboot(&self, command: &str, limit: Duration) -> Result<Duration> {
+        let begun = Instant::now();
+        // The host may be gone before it has answered.
+        let _ = self.host.borrow().run(command);
+        let went_off = self.host.borrow_mut().wait_until_off(limit)?;
+        let took = begun.elapsed();
+        let seconds = took.as_secs();
+        *self.transcript.borrow_mut() += &format!("# {command}\n(the host went down within {seconds} s)\n");
+        ensure!(went_off, "the host has not gone down within {seconds} s");
+        self.host.borrow_mut().boot()?;
+        *self.transcript.borrow_mut() += "(it was booted)\n";
+        Ok(took)
+    }
+
+    /// Copies a file to dom0.
+    pub fn push(&self, local: &Path, remote: &str) -> Result<()> {
+        self.host.borrow().push(local, remote, None)
     }
 
     /// How often a guest has booted, as its console tells.
@@ -130,7 +159,9 @@ impl<'h> Bench<'h> {
         if self.transcript.borrow().contains("console tty: timed out") {
             return Ok(Some("dom0's console daemon was slower than libxl waits"));
         }
-        let died = "grep -qs 'Kernel panic' /var/log/xen/console/* || xl dmesg | grep -q 'Triple fault'";
+        // A panic that a SysRq letter has brought about was asked for.
+        let died = "grep -hs 'Kernel panic' /var/log/xen/console/* | grep -qv 'sysrq triggered crash' || \
+                    xl dmesg | grep -q 'Triple fault'";
         if self.host.borrow().run(died)?.success() {
             return Ok(Some("a guest's kernel died"));
         }
@@ -185,11 +216,12 @@ impl<'h> Bench<'h> {
         std::fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))
     }
 
-    /// Writes the settings file: no pauses, a limit that a test can wait for, and these lines.
+    /// Writes the settings file: no pauses, a limit that a test can wait for, no monitor, whose calls a scenario that
+    /// counts calls would count too, and these lines.
     pub fn settings(&self, lines: &str) -> Result<()> {
         self.write(
             "/etc/default/xendomains",
-            &format!("XENDOMAINS_CREATE_USLEEP=0\nXENDOMAINS_STOP_MAXWAIT=90\n{lines}"),
+            &format!("XENDOMAINS_CREATE_USLEEP=0\nXENDOMAINS_STOP_MAXWAIT=90\nXENDOMAINS_MONITOR=false\n{lines}"),
         )
     }
 

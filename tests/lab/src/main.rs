@@ -3,7 +3,7 @@
 //! Every scenario gets a freshly booted host (a snapshot, restored in seconds) with the program installed, does what
 //! an admin would do, and looks at the result with `xl`, xenstore, the guests' consoles and the file system.
 //!
-//! `lab-tests --program FILE [--xen RELEASE] [FILTER…]`; the last line counts: `N passed, N failed`.
+//! `lab-tests --program FILE [--xen RELEASE] [--toolstack xl] [FILTER…]`; the last line counts: `N passed, N failed`.
 //!
 //! `lab-tests --program FILE [--xen RELEASE] --compare GUESTS [--rounds NUMBER] [--without-scripts]` measures instead.
 
@@ -13,15 +13,17 @@ mod crash;
 mod devices;
 mod faults;
 mod guests;
+mod host;
 mod lifecycle;
 mod memory;
 mod migrate;
+mod monitor;
 mod pains;
 mod scenarios;
 mod speed;
+mod toolstack;
 
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,9 +36,11 @@ use bench::Bench;
 use scenarios::Scenario;
 use speed::Comparison;
 
-struct Arguments {
+pub struct Arguments {
     program: PathBuf,
     release: Release,
+    /// What the program is told to work with.
+    toolstack: Option<String>,
     filters: Vec<String>,
     comparison: Option<Comparison>,
 }
@@ -44,6 +48,7 @@ struct Arguments {
 fn arguments() -> Result<Arguments> {
     let mut program = None;
     let mut release = Release::V4_17;
+    let mut toolstack = None;
     let (mut filters, mut guests) = (Vec::new(), None);
     let (mut rounds, mut scripts) = (1, true);
     let mut words = std::env::args().skip(1);
@@ -51,6 +56,7 @@ fn arguments() -> Result<Arguments> {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
         match word.as_str() {
             "--program" => program = Some(PathBuf::from(value()?)),
+            "--toolstack" => toolstack = Some(value()?),
             "--xen" => release = value()?.parse().map_err(anyhow::Error::msg)?,
             "--compare" => guests = Some(value()?.parse().context("--compare takes a number of guests")?),
             "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
@@ -61,7 +67,7 @@ fn arguments() -> Result<Arguments> {
     }
     let program = program.context("--program FILE is missing: the xendomains to test")?;
     let comparison = guests.map(|guests| Comparison { guests, rounds, scripts });
-    Ok(Arguments { program, release, filters, comparison })
+    Ok(Arguments { program, release, toolstack, filters, comparison })
 }
 
 /// The scenarios of a module, by the name that is printed.
@@ -73,7 +79,7 @@ struct Group {
     cpus: u32,
     /// How many hosts a scenario has: the one under test, and others to migrate guests to.
     hosts: usize,
-    /// Scenarios at the same time. QEMU emulates each host in one thread.
+    /// How many of its scenarios may be done at the same time.
     at_once: usize,
     /// Only those that are asked for by name.
     by_name: bool,
@@ -81,7 +87,13 @@ struct Group {
     scenarios: &'static [Scenarios],
 }
 
-/// All scenarios, one group after the other.
+/// Scenarios at the same time. QEMU emulates each host in one thread.
+const AT_ONCE: usize = 2;
+
+/// The most hosts that a scenario has.
+const MOST_HOSTS: usize = 3;
+
+/// All scenarios, the last group first.
 const ALL: &[Group] = &[
     Group {
         cpus: 2,
@@ -89,6 +101,7 @@ const ALL: &[Group] = &[
         at_once: 2,
         by_name: false,
         scenarios: &[
+            host::ALL,
             configs::ALL,
             crash::ALL,
             scenarios::ALL,
@@ -97,12 +110,21 @@ const ALL: &[Group] = &[
             faults::ALL,
             devices::ALL,
             memory::ALL,
+            monitor::ALL,
             pains::ALL,
+            toolstack::ALL,
         ],
     },
     Group { cpus: 1, hosts: 3, at_once: 1, by_name: false, scenarios: &[guests::PVH, migrate::ALL] },
     Group { cpus: 1, hosts: 1, at_once: 1, by_name: true, scenarios: &[guests::HVM] },
     Group { cpus: 1, hosts: 3, at_once: 1, by_name: true, scenarios: &[migrate::BY_NAME] },
+    Group {
+        cpus: 2,
+        hosts: 1,
+        at_once: 2,
+        by_name: true,
+        scenarios: &[crash::BY_NAME, host::BY_NAME, monitor::BY_NAME],
+    },
 ];
 
 /// Scenarios with their names.
@@ -120,37 +142,36 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    /// Does these scenarios on hosts of their own.
-    fn group(&self, lab: &Lab, group: &Group, waiting: Named, arguments: &Arguments) -> Result<()> {
-        let waiting = Mutex::new(waiting);
-        std::thread::scope(|scope| {
-            let on_hosts = |numbers: Range<usize>| -> Result<()> {
-                let release = arguments.release;
-                let machine = Machine { cpus: group.cpus, ..Machine::default() };
-                let name = |number| format!("test-4-{}-{}-{number}", release.minor(), group.cpus);
-                let mut hosts = numbers
-                    .map(|number| lab.host(&name(number), release)?.machine(machine).up())
-                    .collect::<Result<Vec<_>>>()?;
-                self.work(&waiting, &mut hosts, &arguments.program);
-                hosts.into_iter().try_for_each(Host::down)
-            };
-            let at_most = group.at_once.min(lock(&waiting).len());
-            let at_work: Vec<_> = (0..at_most)
-                .map(|place| place * group.hosts + 1..(place + 1) * group.hosts + 1)
-                .map(|numbers| scope.spawn(move || on_hosts(numbers)))
-                .collect();
-            at_work.into_iter().try_for_each(|work| work.join().map_err(|_| anyhow!("a thread has panicked"))?)
-        })
+    /// Does what is left of these scenarios on hosts of its own, whose names begin with this number.
+    fn on_hosts(
+        &self,
+        lab: &Lab,
+        group: &Group,
+        waiting: &Mutex<Named>,
+        first: usize,
+        arguments: &Arguments,
+    ) -> Result<()> {
+        if lock(waiting).is_empty() {
+            return Ok(());
+        }
+        let release = arguments.release;
+        let machine = Machine { cpus: group.cpus, ..Machine::default() };
+        let name = |number| format!("test-4-{}-{}-{number}", release.minor(), group.cpus);
+        let mut hosts = (first..first + group.hosts)
+            .map(|number| lab.host(&name(number), release)?.machine(machine).up())
+            .collect::<Result<Vec<_>>>()?;
+        self.work(waiting, &mut hosts, arguments);
+        hosts.into_iter().try_for_each(Host::down)
     }
 
     /// Does scenarios on these hosts until none is left.
-    fn work(&self, waiting: &Mutex<Named>, hosts: &mut [Host], program: &Path) {
+    fn work(&self, waiting: &Mutex<Named>, hosts: &mut [Host], arguments: &Arguments) {
         loop {
             // The guard is gone before the scenario begins.
             let next = lock(waiting).pop();
             let Some((name, scenario)) = next else { return };
             let started = Instant::now();
-            let outcome = attempts(name, hosts, program, scenario);
+            let outcome = attempts(name, hosts, arguments, scenario);
             let seconds = started.elapsed().as_secs_f32();
             match outcome {
                 Ok(()) => {
@@ -179,11 +200,11 @@ struct Failure {
 pub fn attempts<T>(
     what: &str,
     hosts: &mut [Host],
-    program: &Path,
+    arguments: &Arguments,
     work: impl Fn(&Bench<'_>) -> Result<T>,
 ) -> Result<T> {
     for again in 1.. {
-        match attempt(hosts, program, &work) {
+        match attempt(hosts, arguments, &work) {
             Err(Failure { emulator: Some(fault), .. }) if again < ATTEMPTS => {
                 println!("test {what}: {fault}, which the emulator brings about; again ({again})");
             }
@@ -193,10 +214,17 @@ pub fn attempts<T>(
     bail!("{what} was not tried")
 }
 
-fn attempt<T>(hosts: &mut [Host], program: &Path, work: impl Fn(&Bench<'_>) -> Result<T>) -> Result<T, Failure> {
+fn attempt<T>(
+    hosts: &mut [Host],
+    arguments: &Arguments,
+    work: impl Fn(&Bench<'_>) -> Result<T>,
+) -> Result<T, Failure> {
     let unusable = |error| Failure { error, emulator: None };
     hosts.iter_mut().try_for_each(Host::reset).map_err(unusable)?;
-    let bench = Bench::install(hosts, program).map_err(unusable)?;
+    let bench = Bench::install(hosts, &arguments.program).map_err(unusable)?;
+    if let Some(toolstack) = &arguments.toolstack {
+        bench.use_toolstack(toolstack).map_err(unusable)?;
+    }
     work(&bench).map_err(|error| {
         let emulator = bench.emulator_fault().unwrap_or_default();
         Failure { error: error.context(bench.transcript()), emulator }
@@ -209,27 +237,43 @@ fn run() -> Result<bool> {
     let lab = Lab::open(&workspace)?;
     if let Some(comparison) = &arguments.comparison {
         let mut hosts = [lab.host("compare", arguments.release)?.up()?];
-        speed::compare(&mut hosts, &arguments.program, comparison)?;
+        speed::compare(&mut hosts, &arguments, comparison)?;
         return hosts.into_iter().try_for_each(Host::down).map(|()| true);
     }
+    let not_over_xl = |name: &str| toolstack::NOT_OVER_XL.iter().any(|(_, names)| names.contains(&name));
+    let over = |name: &str| arguments.toolstack.is_none() || !not_over_xl(name);
     let wanted =
         |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|f| name.contains(f.as_str()));
     let outcomes = Outcomes::default();
-    let mut found = false;
-    for group in ALL {
-        if group.by_name && arguments.filters.is_empty() {
-            continue;
-        }
-        let waiting: Named =
-            group.scenarios.iter().copied().flatten().rev().filter(|(name, _)| wanted(name)).collect();
-        if !waiting.is_empty() {
-            found = true;
-            outcomes.group(&lab, group, waiting, &arguments)?;
-        }
-    }
-    if !found {
+    let chosen: Vec<(&Group, Mutex<Named>)> = ALL
+        .iter()
+        .filter(|group| !group.by_name || !arguments.filters.is_empty())
+        .map(|group| {
+            let scenarios = group.scenarios.iter().copied().flatten().rev();
+            (group, Mutex::new(scenarios.filter(|(name, _)| wanted(name) && over(name)).collect()))
+        })
+        .collect();
+    // Those of several hosts are begun first, and last longest.
+    let crews: Vec<_> = chosen
+        .iter()
+        .flat_map(|work| std::iter::repeat_n(work, work.0.at_once.min(lock(&work.1).len())))
+        .collect();
+    if crews.is_empty() {
         bail!("no scenario has a name like that");
     }
+    let crews = Mutex::new(crews);
+    std::thread::scope(|scope| {
+        let on_hosts = |place: usize| -> Result<()> {
+            loop {
+                // The guard is gone before they begin.
+                let next = lock(&crews).pop();
+                let Some((group, waiting)) = next else { return Ok(()) };
+                outcomes.on_hosts(&lab, group, waiting, place * MOST_HOSTS + 1, &arguments)?;
+            }
+        };
+        let at_work: Vec<_> = (0..AT_ONCE).map(|place| scope.spawn(move || on_hosts(place))).collect();
+        at_work.into_iter().try_for_each(|work| work.join().map_err(|_| anyhow!("a thread has panicked"))?)
+    })?;
     let failed = outcomes.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     for name in &failed {
         println!("failed: {name}");
@@ -246,6 +290,21 @@ fn main() -> ExitCode {
             eprintln!("lab-tests: {e:?}");
             println!("0 passed, 1 failed");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_scenarios_that_there_are_are_left_out() {
+        let all: Vec<&str> =
+            ALL.iter().flat_map(|group| group.scenarios).copied().flatten().map(|(name, _)| *name).collect();
+        for (why, names) in toolstack::NOT_OVER_XL {
+            let unknown: Vec<_> = names.iter().filter(|name| !all.contains(name)).collect();
+            assert!(unknown.is_empty(), "{why}: {unknown:?}");
         }
     }
 }

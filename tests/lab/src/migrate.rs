@@ -88,7 +88,7 @@ fn status_of(bench: &Bench<'_>, code: i32, name: &str) -> Result<Value> {
 fn a_guest_migrates_and_comes_back(bench: &Bench<'_>) -> Result<()> {
     let [north, _] = neighbours(bench)?;
     introduce(north, &[(HOME, bench)])?;
-    bench.settings("XENDOMAINS_MIGRATE='north --live'\n")?;
+    bench.settings("XENDOMAINS_MIGRATE='north --live'\nXENDOMAINS_STOP_MAXWAIT=0\n")?;
     running(bench, &["alpha"])?;
     expect(&bench.xendomains("stop", 0)?, &["alpha: runs on north now", "alpha: migrated"])?;
     bench.expect_guests(&[])?;
@@ -103,7 +103,7 @@ fn a_guest_migrates_and_comes_back(bench: &Bench<'_>) -> Result<()> {
     let here = status_of(bench, 3, "alpha")?;
     ensure!(here["migrated_to"] == "north", "where it came from it is {here}");
 
-    north.settings(&format!("XENDOMAINS_MIGRATE={HOME}\n"))?;
+    north.settings(&format!("XENDOMAINS_MIGRATE={HOME}\nXENDOMAINS_STOP_MAXWAIT=0\n"))?;
     expect(&north.xendomains("stop", 0)?, &["alpha: runs on home now", "alpha: migrated"])?;
     north.expect_guests(&[])?;
     bench.expect_guests(&["alpha"])?;
@@ -203,7 +203,7 @@ fn a_guest_that_may_run_elsewhere_is_left_alone(bench: &Bench<'_>) -> Result<()>
     // The banner has 54 bytes and the word that it has the guest 34; nothing more comes through.
     north.write("/usr/local/sbin/xl", "#!/bin/sh\n/usr/sbin/xl \"$@\" | stdbuf -o0 head -c 88\n")?;
     north.ok("chmod 755 /usr/local/sbin/xl")?;
-    bench.settings("XENDOMAINS_MIGRATE=north\n")?;
+    bench.settings("XENDOMAINS_MIGRATE=north\nXENDOMAINS_STOP_MAXWAIT=0\n")?;
     running(bench, &["alpha"])?;
     let said = bench.xendomains("stop", 1)?;
     expect(&said, &["alpha: migration FAILED", "it is NOT KNOWN whether it runs on north now", "xl destroy 1"])?;

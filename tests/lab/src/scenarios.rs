@@ -241,10 +241,10 @@ fn bad_settings_touch_nothing(bench: &Bench<'_>) -> Result<()> {
     bench.auto(&TRIO[..1])?;
     bench.xendomains("start", 0)?;
     for (lines, what) in [
-        ("XENDOMAINS_SAVE=\"/var/lib/xen/save\n", "/etc/default/xendomains:3"),
-        ("if true; then XENDOMAINS_SAVE=; fi\n", "/etc/default/xendomains:3"),
+        ("XENDOMAINS_SAVE=\"/var/lib/xen/save\n", "/etc/default/xendomains:4"),
+        ("if true; then XENDOMAINS_SAVE=; fi\n", "/etc/default/xendomains:4"),
         ("XENDOMAINS_STOP_MAXWAIT=soon\n", "XENDOMAINS_STOP_MAXWAIT"),
-        ("XENDOMAINS_AUTO=$(ls)\n", "/etc/default/xendomains:3"),
+        ("XENDOMAINS_AUTO=$(ls)\n", "/etc/default/xendomains:4"),
         ("XENDOMAINS_SHUTDOWN=\"--hlat\"\n", "--hlat"),
     ] {
         bench.settings(lines)?;

@@ -3,14 +3,13 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::lab::{Host, quote};
 
-use crate::attempts;
 use crate::bench::{Bench, Kind, PROGRAM, xl_cfg};
 use crate::scenarios::SAVE;
+use crate::{Arguments, attempts};
 
 /// What is compared.
 pub struct Comparison {
@@ -192,7 +191,7 @@ fn round(bench: &Bench<'_>, worker: Worker, count: usize, done: &RefCell<BTreeMa
 /// Has all of them do the same, in turn, and prints what it took.
 ///
 /// Each begins on a fresh host, which is always the same one.
-pub fn compare(hosts: &mut [Host], program: &Path, comparison: &Comparison) -> Result<()> {
+pub fn compare(hosts: &mut [Host], arguments: &Arguments, comparison: &Comparison) -> Result<()> {
     let count = comparison.guests;
     let mut workers = vec![Worker::Ours];
     workers.extend(AT_A_TIME.iter().filter(|jobs| **jobs <= count).map(|jobs| Worker::ByHand(*jobs)));
@@ -204,7 +203,7 @@ pub fn compare(hosts: &mut [Host], program: &Path, comparison: &Comparison) -> R
         for &worker in &workers {
             println!("round {number} of {}: {}", comparison.rounds, worker.name());
             let done = RefCell::default();
-            let end = attempts(&worker.name(), hosts, program, |bench| round(bench, worker, count, &done));
+            let end = attempts(&worker.name(), hosts, arguments, |bench| round(bench, worker, count, &done));
             for (work, cost) in done.take() {
                 costs.entry((worker, work)).or_default().push(cost);
             }

@@ -104,6 +104,8 @@ pub enum Action {
     Xendomains(&'static str),
     /// The admin runs a command.
     Admin(&'static [&'static str]),
+    /// A guest does something.
+    Guest(&'static str, &'static str),
     /// The host loses its power and comes up again: no guest runs, and what is in memory (`/var/lock`) is gone.
     PowerCut,
 }
@@ -159,6 +161,10 @@ pub fn status() -> Step {
 
 pub fn admin(command: &'static [&'static str]) -> Step {
     Step::new(Action::Admin(command))
+}
+
+pub fn guest(name: &'static str, does: &'static str) -> Step {
+    Step::new(Action::Guest(name, does))
 }
 
 pub fn power_cut() -> Step {
@@ -239,6 +245,10 @@ fn act(dom0: &Dom0<'_>, step: &Step) -> Result<(String, Ended)> {
             ((*word).to_owned(), dom0.xendomains(word, &step.faults, step.beside.as_ref(), step.limit)?)
         }
         Action::Admin(command) => (command.join(" "), dom0.run(command, &step.faults, None, step.limit)?),
+        Action::Guest(name, does) => {
+            dom0.world().guest(&json!({ "domain": name, "does": does }));
+            (format!("{name}: {does}"), nothing())
+        }
         Action::PowerCut => {
             for (domid, _) in guests(&dom0.world().state()) {
                 dom0.world().guest(&json!({ "domain": domid, "does": "vanish" }));

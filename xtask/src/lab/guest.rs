@@ -21,8 +21,8 @@ pub const SCRIPTS: &[(&str, &str)] = &[
     ("sbin/reboot", include_str!("files/guest-reboot")),
 ];
 
-/// The modules that make disks and network interfaces visible.
-pub const MODULES: &[&str] = &["xen-netfront", "xen-blkfront"];
+/// The modules that make disks and network interfaces visible, and Xen's watchdog.
+pub const MODULES: &[&str] = &["xen-netfront", "xen-blkfront", "xen_wdt"];
 
 /// Offsets in the header of a bzImage (the kernel's Documentation/arch/x86/boot.rst).
 const SETUP_SECTORS: usize = 0x1f1;

@@ -10,8 +10,21 @@ use anyhow::{Context, Result};
 use crate::exec;
 
 /// The programs of busybox that our init scripts use.
-const APPLETS: &[&str] =
-    &["cat", "dd", "grep", "insmod", "ip", "mount", "nc", "poweroff", "reboot", "sh", "sleep", "switch_root"];
+const APPLETS: &[&str] = &[
+    "cat",
+    "dd",
+    "grep",
+    "insmod",
+    "ip",
+    "mount",
+    "nc",
+    "poweroff",
+    "reboot",
+    "sh",
+    "sleep",
+    "switch_root",
+    "watchdog",
+];
 
 /// File type bits of a cpio entry's mode.
 const DIRECTORY: u32 = 0o040_000;

@@ -157,7 +157,12 @@ pub extern "C" fn libxl_userdata_retrieve(
     // SAFETY: a string by the function's contract.
     let id = unsafe { abi::text(id) }.unwrap_or_default();
     simple(ctx, "libxl_userdata_retrieve", Some(domid), json!({}), true, |_| {
-        let value = match world(|w| w.domains.get(&domid).map(|d| d.userdata.get(&id).cloned())) {
+        let kept = |d: &crate::world::Domain| match id.as_str() {
+            // With the byte that ends a string in C.
+            "libxl-json" => d.config.as_ref().map(|config| json!(format!("{config}\0"))),
+            _ => d.userdata.get(&id).cloned(),
+        };
+        let value = match world(|w| w.domains.get(&domid).map(kept)) {
             None => return error::LOCK_FAIL,
             Some(value) => value,
         };

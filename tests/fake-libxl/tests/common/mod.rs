@@ -248,6 +248,13 @@ impl Loop {
         Loop { stop, wake, thread: Some(thread) }
     }
 
+    /// Has the loop ask anew what there is to wait for.
+    pub fn wake(&self) {
+        let one = 1u64;
+        // SAFETY: eight bytes to our eventfd, which is open as long as `self` lives.
+        assert_eq!(unsafe { libc::write(self.wake, (&raw const one).cast(), 8) }, 8);
+    }
+
     pub fn thread(&self) -> ThreadId {
         self.thread.as_ref().expect("runs").thread().id()
     }
@@ -274,6 +281,11 @@ fn turn(lib: &Library, ctx: Ctx, wake: c_int) {
         fds[used] = libc::pollfd { fd: wake, events: libc::POLLIN, revents: 0 };
         // SAFETY: an array of that length.
         unsafe { libc::poll(fds.as_mut_ptr(), used as libc::nfds_t + 1, timeout) };
+        if fds[used].revents != 0 {
+            let mut count = 0u64;
+            // SAFETY: eight bytes for the eventfd's count, which is there to be read.
+            assert_eq!(unsafe { libc::read(wake, (&raw mut count).cast(), 8) }, 8);
+        }
         // SAFETY: the array as polled.
         unsafe { lib.libxl_osevent_afterpoll(ctx.get(), n, fds.as_ptr(), zero) };
         return;
@@ -283,10 +295,9 @@ fn turn(lib: &Library, ctx: Ctx, wake: c_int) {
 impl Drop for Loop {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        let one = 1u64;
-        // SAFETY: eight bytes to our eventfd, closed once the thread has ended.
+        self.wake();
+        // SAFETY: our eventfd, closed once the thread has ended.
         unsafe {
-            libc::write(self.wake, (&raw const one).cast(), 8);
             let ended = self.thread.take().expect("runs").join();
             libc::close(self.wake);
             if !thread::panicking() {

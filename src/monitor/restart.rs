@@ -1,0 +1,171 @@
+//! Restarts that are under way, or have failed for good, as files: between the end of the old domain and the life of the
+//! new one there is nothing else that knows of the guest. So it is while a domain is only removed: its mark goes first,
+//! its memory last. They are in a directory that does not outlive the boot.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::mark::Mark;
+use crate::toolstack::Domid;
+
+const VERSION: u32 = 1;
+
+/// Hidden, so that it is nobody's UUID.
+const TEMPORARY: &str = ".new";
+
+/// How the guest comes to run again, if it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// Its old domain is destroyed.
+    Destroy,
+    /// Its old domain is kept under another name.
+    Rename,
+    /// In its old domain.
+    SoftReset,
+    /// Not at all: its domain is destroyed, and that is it.
+    Remove,
+}
+
+/// A guest that is to run again, or to be removed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Restart {
+    version: u32,
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// The domain that has ended.
+    pub old: Domid,
+    /// What that was called.
+    pub old_name: String,
+    /// How it comes to run again.
+    pub how: How,
+    /// The mark that it gets.
+    pub mark: Mark,
+    /// Its configuration.
+    pub config: Value,
+    /// Why it was given up, if it was.
+    pub failed: Option<String>,
+}
+
+impl Restart {
+    /// One that begins now.
+    pub fn new(old: Domid, old_name: &str, uuid: Uuid, how: How, mark: Mark, config: Value) -> Restart {
+        let name = config["c_info"]["name"].as_str().unwrap_or(old_name).to_owned();
+        let old_name = old_name.to_owned();
+        Restart { version: VERSION, name, uuid, old, old_name, how, mark, config, failed: None }
+    }
+
+    /// Whether the guest is on its way to run again.
+    pub fn is_under_way(&self) -> bool {
+        self.failed.is_none() && self.how != How::Remove
+    }
+}
+
+/// The directory of all of them.
+#[derive(Clone, Debug)]
+pub struct Restarts(PathBuf);
+
+impl Restarts {
+    /// Below the directory for what does not outlive the boot.
+    pub fn new(run_dir: &Path) -> Restarts {
+        Restarts(run_dir.join("restarts"))
+    }
+
+    /// Writes one down, whole or not at all.
+    pub fn put(&self, restart: &Restart) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        let temporary = self.0.join(format!(".{}{TEMPORARY}", restart.uuid));
+        // A configuration can have passwords in it.
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&serde_json::to_vec(restart)?)?;
+        fs::rename(&temporary, self.path(restart.uuid))
+    }
+
+    /// The guest runs, or is nobody's concern any more.
+    pub fn remove(&self, uuid: Uuid) -> io::Result<()> {
+        match fs::remove_file(self.path(uuid)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// All that are written down. What can't be read is told by its path.
+    pub fn all(&self) -> (Vec<Restart>, Vec<String>) {
+        let (mut restarts, mut unreadable) = (Vec::new(), Vec::new());
+        let entries = match fs::read_dir(&self.0) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return (restarts, unreadable),
+            Err(error) => return (restarts, vec![format!("{}: {error}", self.0.display())]),
+        };
+        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+            if path.extension().is_some_and(|end| TEMPORARY[1..] == *end) {
+                continue;
+            }
+            match read(&path) {
+                Ok(restart) => restarts.push(restart),
+                // It has just been removed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => unreadable.push(format!("{}: {error}", path.display())),
+            }
+        }
+        restarts.sort_by(|one, other| one.name.cmp(&other.name));
+        (restarts, unreadable)
+    }
+
+    fn path(&self, uuid: Uuid) -> PathBuf {
+        self.0.join(uuid.to_string())
+    }
+}
+
+fn read(path: &Path) -> io::Result<Restart> {
+    let restart: Restart = serde_json::from_slice(&fs::read(path)?)?;
+    if restart.version == VERSION {
+        Ok(restart)
+    } else {
+        Err(io::Error::other(format!("of version {}, which another xendomains has made", restart.version)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_down_is_found_until_it_is_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let restarts = Restarts::new(&dir.path().join("run"));
+        assert_eq!(restarts.all(), (vec![], vec![]));
+        let uuid = Uuid::new_v4();
+        let config = json!({"c_info": {"name": "web2"}});
+        let mut restart = Restart::new(7, "web", uuid, How::Rename, Mark::new(None), config);
+        assert_eq!(restart.name, "web2");
+        restarts.put(&restart).expect("written");
+        assert_eq!(restarts.all(), (vec![restart.clone()], vec![]));
+        restart.failed = Some("no memory".to_owned());
+        restarts.put(&restart).expect("written again");
+        assert_eq!(restarts.all(), (vec![restart], vec![]));
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        let directory = dir.path().join("run/restarts");
+        assert_eq!((mode(&directory), mode(&directory.join(uuid.to_string()))), (0o700, 0o600));
+        restarts.remove(uuid).expect("removed");
+        restarts.remove(uuid).expect("nothing to remove");
+        assert_eq!(restarts.all(), (vec![], vec![]));
+        // One that was killed while it wrote, and one that nobody can read.
+        fs::write(directory.join(format!(".{uuid}.new")), "{").expect("write");
+        fs::write(directory.join("x"), "{").expect("write");
+        let (none, unreadable) = restarts.all();
+        assert_eq!((none.len(), unreadable.len()), (0, 1), "{unreadable:?}");
+    }
+}

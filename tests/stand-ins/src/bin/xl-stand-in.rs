@@ -1,0 +1,7 @@
+//! See the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    stand_ins::xl::main(&std::env::args().skip(1).collect::<Vec<_>>())
+}

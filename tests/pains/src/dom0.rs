@@ -204,8 +204,7 @@ impl<'p> Dom0<'p> {
         let script = self.parts.script(Whose::Debian)?;
         ensure!(script.contains("/proc/xen/privcmd"), "Debian's script has changed: look at it");
         let place = Whose::Debian.program();
-        self.write(place, &script.replace("/proc/xen/privcmd", "/dev/xen/privcmd"))?;
-        fs::set_permissions(self.path(place), fs::Permissions::from_mode(0o755)).context("make it executable")
+        self.write(place, &script.replace("/proc/xen/privcmd", "/dev/xen/privcmd"))
     }
 
     /// A path of the dom0, as this machine sees it.
@@ -213,8 +212,14 @@ impl<'p> Dom0<'p> {
         self.root.path().join(path.trim_start_matches('/'))
     }
 
+    /// Writes a file; a script (`#!`) can be executed.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
-        fs::write(self.path(path), text).with_context(|| format!("write {path}"))
+        fs::write(self.path(path), text).with_context(|| format!("write {path}"))?;
+        if text.starts_with("#!") {
+            let executable = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(self.path(path), executable).with_context(|| format!("make {path} executable"))?;
+        }
+        Ok(())
     }
 
     /// The hypervisor and its guests.

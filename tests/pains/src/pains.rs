@@ -45,7 +45,8 @@ pub struct Pain {
 }
 
 /// In the place of ssh: another host that takes a guest, is told to let it run, and is not heard of any more.
-const GONE_AFTER_GO: &str = r"printf 'xl migration receiver ready, send binary domain data.\ndomain received, ready to unpause\000'
+const GONE_AFTER_GO: &str = r"#!/bin/sh
+printf 'xl migration receiver ready, send binary domain data.\ndomain received, ready to unpause\000'
 exec grep -qz 'you are cleared to unpause'
 ";
 
@@ -409,7 +410,7 @@ pub fn all() -> Vec<Pain> {
             note: "the domain stays as it is, and start, stop and status name it until a person has decided",
             evidence: Scenario(
                 Host::default()
-                    .settings("XENDOMAINS_MIGRATE=\"elsewhere -s 'sh /root/transport'\"")
+                    .settings("XENDOMAINS_MIGRATE=\"elsewhere -s /root/transport\"")
                     .file("/root/transport", GONE_AFTER_GO)
                     .runs("web"),
                 vec![stop().expect([Failure, Images(&[])])],

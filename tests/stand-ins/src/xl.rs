@@ -412,29 +412,16 @@ fn save(xl: &Context, options: &Options) -> Done {
     Ok(())
 }
 
-/// A migration. Without `-s` it is one whose connection breaks when the other host has been told to let the guest run:
-/// nobody knows whether it does. It is the one of interest to the scripts; there is no other host.
-fn migrate(xl: &Context, options: &Options) -> Done {
-    let (domid, host) = (find(xl, options.word(0)?)?, options.word(1)?);
-    let config = configuration(xl, domid)?;
-    if let Some(ssh) = options.value('s') {
-        return migrate_to(xl, domid, &config, ssh, host);
-    }
-    let stream = OpenOptions::new().write(true).open("/dev/null")?;
-    xl.save(domid, stream.into(), SaveFlags { live: true, debug: false })?.wait()?;
-    if let Some(name) = xl.name(domid) {
-        xl.rename(domid, Some(&name), &format!("{name}--migratedaway"))?;
-    }
-    fail("** Migration failed during final handshake **\nDomain state is now undefined !")
-}
-
 const BANNER: &[u8] = b"xl migration receiver ready, send binary domain data.\n";
 const READY: &[u8] = b"domain received, ready to unpause\0";
 const GO: &[u8] = b"domain is yours, you are cleared to unpause\0";
 const REPORT: &[u8] = b"my copy unpause results are as follows\0";
 
-/// Migrates to a host that is really there.
-fn migrate_to(xl: &Context, domid: Domid, config: &Value, ssh: &str, host: &str) -> Done {
+/// Migrates to what `-s` names.
+fn migrate(xl: &Context, options: &Options) -> Done {
+    let (domid, host) = (find(xl, options.word(0)?)?, options.word(1)?);
+    let config = configuration(xl, domid)?;
+    let ssh = options.value('s').unwrap_or("ssh");
     let command =
         if ssh.is_empty() { format!("exec {host}") } else { format!("exec {ssh} {host} xl migrate-receive") };
     let mut child =
@@ -450,7 +437,7 @@ fn migrate_to(xl: &Context, domid: Domid, config: &Value, ssh: &str, host: &str)
         fail(format!("libxl: error: reading {what} from migration receiver stream"))
     };
     expect(BANNER, "banner")?;
-    to.write_all(&header(config)?)?;
+    to.write_all(&header(&config)?)?;
     let stream = to.as_fd().try_clone_to_owned()?;
     let run_on = |why: &str| -> Done {
         eprintln!("Migration failed, resuming at sender.");

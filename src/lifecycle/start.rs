@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::image::{self, Consumed, Image, Verdict};
 use crate::needs::{self, Need};
 use crate::report::{Action, Reporter};
-use crate::settings::{DEFAULT_CREATE_JOBS, DEFAULT_RESTORE_JOBS, RestoreFailed};
+use crate::settings::{DEFAULT_START_JOBS, RestoreFailed};
 use crate::toolstack::{Domain, Domid, Error, State};
 
 /// How often a start that failed for a reason that may pass is tried again.
@@ -262,7 +262,7 @@ impl<'a> Start<'a> {
         let settings = self.run.settings;
         let (restores, mut creations): (Vec<_>, Vec<_>) = level.into_iter().partition(|job| job.image.is_some());
         let jobs = settings.start_jobs.value;
-        self.side_by_side(jobs.unwrap_or(DEFAULT_RESTORE_JOBS), restores, Self::restore);
+        self.side_by_side(jobs.unwrap_or(DEFAULT_START_JOBS), restores, Self::restore);
         if !creations.is_empty() {
             // What came before may have taken long: look again.
             let (domains, restarting) = self.watching.look(self.run.toolstack.domains()?)?;
@@ -276,9 +276,16 @@ impl<'a> Start<'a> {
                 }
                 wanted
             });
-            self.side_by_side(jobs.unwrap_or(DEFAULT_CREATE_JOBS), creations, Self::create);
+            self.side_by_side(self.creations_at_once(&creations), creations, Self::create);
         }
         Ok(())
+    }
+
+    /// How many guests are created at the same time. A pause is meant to keep the next one waiting.
+    fn creations_at_once(&self, creations: &[Job]) -> NonZeroUsize {
+        let pauses = creations.iter().any(|job| !self.pause_after_creation(job).is_zero());
+        let usual = if pauses { NonZeroUsize::MIN } else { DEFAULT_START_JOBS };
+        self.run.settings.start_jobs.value.unwrap_or(usual)
     }
 
     /// Starts guests in their order, at most `jobs` at once. Those whose disks or bridges are yet to come follow when
@@ -525,12 +532,16 @@ impl<'a> Start<'a> {
         }
     }
 
+    fn pause_after_creation(&self, job: &Job) -> Duration {
+        job.delay().unwrap_or(self.run.settings.create_usleep.value)
+    }
+
     /// Creates a guest from its file. A success gives the time to wait before the next one.
     fn create(&self, job: Job) -> Option<Duration> {
         if let Some(path) = &job.unreadable {
             return self.start_without_image(Job { unreadable: None, ..job }, &path.clone());
         }
-        let pause = job.delay().unwrap_or(self.run.settings.create_usleep.value);
+        let pause = self.pause_after_creation(&job);
         let guest = job.config?;
         for warning in &guest.warnings {
             self.run.report.warn(&warning.to_string());
@@ -810,6 +821,31 @@ mod tests {
         bench.start();
         assert_eq!(bench.slept().len(), 1, "after a; b was not created, c is the last");
         assert_eq!(bench.slept()[0].as_micros(), 7);
+    }
+
+    #[test]
+    fn guests_are_created_one_after_the_other_where_there_is_a_pause() {
+        for (settings, wishes, expected) in [
+            ("XENDOMAINS_CREATE_USLEEP=0\n", "", 8),
+            ("XENDOMAINS_CREATE_USLEEP=7\n", "", 1),
+            ("XENDOMAINS_CREATE_USLEEP=7\n", "'delay=0'", 8),
+            ("XENDOMAINS_CREATE_USLEEP=0\n", "'delay=7'", 1),
+            ("XENDOMAINS_CREATE_USLEEP=7\nXENDOMAINS_START_JOBS=3\n", "", 3),
+        ] {
+            let bench = with_settings(settings);
+            bench.auto("web", "web");
+            let file = bench.path("auto").join("web");
+            let text = fs::read_to_string(&file).expect("read");
+            fs::write(&file, format!("{text}xendomains = [ {wishes} ]\n")).expect("write");
+            bench.run(|run| {
+                let levels = planned(run).expect("a plan");
+                assert_eq!(
+                    Start::new(run, true).creations_at_once(&levels[0]).get(),
+                    expected,
+                    "{settings}{wishes}"
+                );
+            });
+        }
     }
 
     #[test]

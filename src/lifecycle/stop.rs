@@ -328,13 +328,14 @@ impl<'a> Stop<'a> {
         if guests.len() < 2 {
             return HashSet::new();
         }
-        let mut configurations = vec![Value::Null; guests.len()];
-        // Side by side: libxl forks to lock a domain's devices, and no guest is told before all have been asked for.
-        all_at_once(guests.iter().zip(&mut configurations).collect(), |(guest, configuration)| {
-            // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we
-            // know of.
-            *configuration = self.run.toolstack.configuration(guest.domid).unwrap_or_default();
-        });
+        // No guest is told before all configurations are there, and to look up the devices for one takes libxl a while.
+        let toolstack = self.run.toolstack;
+        let configuration = |guest: &Domain| match toolstack.monitoring() {
+            Some(monitoring) => monitoring.kept_configuration(guest.domid).ok().flatten(),
+            None => toolstack.configuration(guest.domid).ok(),
+        };
+        // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we know of.
+        let configurations: Vec<_> = guests.iter().map(|guest| configuration(guest).unwrap_or_default()).collect();
         let is_driver = |guest: &Domain, own: &Value| {
             own["c_info"]["driver_domain"] == "True"
                 || configurations.iter().any(|other| has_backend(other, guest))

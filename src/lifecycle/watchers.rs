@@ -1,5 +1,7 @@
 //! Who watches which guest, for status.
 
+use std::cell::LazyCell;
+
 use super::is_alive;
 use super::status::Guest;
 use crate::host::Host;
@@ -17,7 +19,8 @@ pub(super) fn add(
     report: &Reporter,
 ) {
     let watched = watched(host, report);
-    let by_xl = host.watched_by_xl();
+    // Looked for only where nobody else watches a guest: it takes a look at every process.
+    let by_xl = LazyCell::new(|| host.watched_by_xl());
     for guest in guests {
         let Some(domain) = domains.iter().find(|domain| Some(domain.domid) == guest.id) else { continue };
         let is_it = |guest: &protocol::Guest| (guest.domid, guest.uuid) == (domain.domid, domain.uuid);
@@ -60,13 +63,14 @@ fn who(
     is_watched: bool,
     monitoring: &dyn Monitoring,
 ) -> Result<(Option<&'static str>, Option<Mark>), Error> {
+    let mark = Mark::of(domain.domid, monitoring)?;
+    let is_marked = mark.as_ref().is_some_and(|mark| !mark.kept);
+    // The monitor has looked whether it is libvirt's.
+    if is_marked && is_watched {
+        return Ok((Some("monitor"), mark));
+    }
     if is_libvirts(domain.domid, monitoring)? {
         return Ok((Some("libvirt"), None));
     }
-    let mark = Mark::of(domain.domid, monitoring)?;
-    let by = match &mark {
-        Some(mark) if !mark.kept => Some(if is_watched { "monitor" } else { "nobody" }),
-        _ => None,
-    };
-    Ok((by, mark))
+    Ok((is_marked.then_some("nobody"), mark))
 }

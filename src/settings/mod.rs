@@ -93,8 +93,8 @@ pub struct Settings {
     pub stop_maxwait: Setting<Option<Duration>>,
     /// `XENDOMAINS_START_MAXWAIT`: the limit of each restore and each creation; `None` for no limit.
     pub start_maxwait: Setting<Option<Duration>>,
-    /// `XENDOMAINS_START_JOBS`: guests restored or created at once; `None` for [`DEFAULT_RESTORE_JOBS`] and
-    /// [`DEFAULT_CREATE_JOBS`].
+    /// `XENDOMAINS_START_JOBS`: guests restored or created at once; `None` for [`DEFAULT_START_JOBS`], but for one where
+    /// there is to be a pause after a creation.
     pub start_jobs: Setting<Option<NonZeroUsize>>,
     /// `XENDOMAINS_SAVE_JOBS`: guests saved at once.
     pub save_jobs: Setting<NonZeroUsize>,
@@ -124,13 +124,10 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// Restores at once when `XENDOMAINS_START_JOBS` is not set. A guest that runs takes CPU from the restores that are
-/// still to come, so many at once are done sooner than a few at a time; but libxl gives a device no more than 10 s.
-pub const DEFAULT_RESTORE_JOBS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-
-/// Creations at once when `XENDOMAINS_START_JOBS` is not set: one after another, as `XENDOMAINS_CREATE_USLEEP` means
-/// it.
-pub const DEFAULT_CREATE_JOBS: NonZeroUsize = NonZeroUsize::MIN;
+/// Restores at once when `XENDOMAINS_START_JOBS` is not set, and creations when there is no pause between them. A guest
+/// that runs takes CPU from the builds that are still to come, so many at once are done sooner than a few at a time; but
+/// libxl gives a device no more than 10 s, and each build needs dom0's memory for a kernel.
+pub const DEFAULT_START_JOBS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 /// Saves (and migrations) at once when the file does not say: one that writes while another prepares.
 const DEFAULT_STOP_JOBS: NonZeroUsize = NonZeroUsize::new(2).unwrap();

@@ -46,7 +46,7 @@ pub fn open(
     verbose: bool,
     interrupt: &Arc<Interrupt>,
 ) -> Result<Box<dyn Toolstack>, Error> {
-    // A command would wait for it as well.
+    // Whatever the toolstack, it would wait.
     xenstored::check().map_err(OpenError::from)?;
     let libxl = || Libxl::open(xl_conf, verbose, Arc::clone(interrupt));
     open_with(libxl, choice, host, verbose, interrupt)
@@ -118,13 +118,15 @@ fn candidates(name: &str, host: &Host) -> Vec<PathBuf> {
     found
 }
 
-/// Whether xend runs, and how that is known. Its lock may be left over on a Xen that has none any more.
+/// Whether xend runs, and how that is known. A Xen that has none any more is none that it could work with, but its lock
+/// may be left over there.
 fn xend(host: &Host) -> Option<String> {
-    if host.xen_release().is_none_or(|release| release < WITHOUT_XEND) {
-        let locks = [host.subsys_dir.join("xend"), host.lock_dir.join("xend")];
-        if let Some(lock) = locks.iter().find(|lock| lock.exists()) {
-            return Some(format!("xend runs ({} is there)", lock.display()));
-        }
+    if host.xen_release().is_some_and(|release| release >= WITHOUT_XEND) {
+        return None;
+    }
+    let locks = [host.subsys_dir.join("xend"), host.lock_dir.join("xend")];
+    if let Some(lock) = locks.iter().find(|lock| lock.exists()) {
+        return Some(format!("xend runs ({} is there)", lock.display()));
     }
     let processes = fs::read_dir(&host.processes).ok()?;
     processes.flatten().find_map(|process| {

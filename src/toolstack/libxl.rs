@@ -109,10 +109,9 @@ impl Libxl {
     /// is xl's. `verbose` has libxl's log written to standard error; `interrupt` ends every wait that has a limit.
     ///
     /// # Errors
-    /// When there is no such library, its release is not one that is known to work, it can't connect, or xenstored does
-    /// not answer.
+    /// When there is no such library, its release is not one that is known to work, or it can't connect. A xenstored that
+    /// does not answer it waits for without a limit: [`xenstored::check`] says so.
     pub fn open(xl_conf: &XlConf, verbose: bool, interrupt: Arc<Interrupt>) -> Result<Self, OpenError> {
-        xenstored::check()?;
         Self::with_library(Library::open_running()?, xl_conf, verbose, interrupt)
     }
 
@@ -409,18 +408,25 @@ impl Toolstack for Libxl {
         let list = self.context.list().map_err(|e| failed("list domains", &e))?;
         Ok(list
             .into_iter()
-            .map(|info| Domain {
-                domid: info.domid,
-                uuid: info.uuid,
-                name: self.context.name(info.domid),
-                state: state(&info),
-                never_stop: info.never_stop,
-                stubdom: self.context.stubdom_target(info.domid).is_some(),
-                memory_kib: info.current_kib + info.outstanding_kib,
-                max_memory_kib: info.max_kib,
-                vcpus: info.vcpus_online,
-                cpu_time: info.cpu_time,
-                uptime: self.context.start_time(info.domid).and_then(|started| now.duration_since(started).ok()),
+            .map(|info| {
+                let name = self.context.name(info.domid);
+                // xenstored is asked for each of these. A stub domain has its guest's name with this ending, also when
+                // the guest is renamed.
+                let may_be_stubdom = name.as_ref().is_none_or(|name| name.ends_with("-dm"));
+                let started = self.context.start_time(info.domid);
+                Domain {
+                    domid: info.domid,
+                    uuid: info.uuid,
+                    name,
+                    state: state(&info),
+                    never_stop: info.never_stop,
+                    stubdom: may_be_stubdom && self.context.stubdom_target(info.domid).is_some(),
+                    memory_kib: info.current_kib + info.outstanding_kib,
+                    max_memory_kib: info.max_kib,
+                    vcpus: info.vcpus_online,
+                    cpu_time: info.cpu_time,
+                    uptime: started.and_then(|started| now.duration_since(started).ok()),
+                }
             })
             .collect())
     }

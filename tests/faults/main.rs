@@ -363,7 +363,8 @@ fn a_broken_restore_keeps_the_image_and_starts_nothing_over_it() {
 }
 
 fn a_creation_that_fails_leaves_no_half_made_domain() {
-    let dom0 = Dom0::new(json!([]), "");
+    // In this order.
+    let dom0 = Dom0::new(json!([]), "XENDOMAINS_START_JOBS=1\n");
     for name in ["a", "b", "c"] {
         dom0.auto(name);
     }

@@ -1,5 +1,6 @@
 //! plan: what start or stop would do now, in which order, and what it takes. Nothing is touched.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -128,7 +129,8 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
     let stop = Stop::new(run, Instant::now());
     let all = stop.guests()?;
     let selected = stop.select(all.clone());
-    let chosen = |guest: &Domain| selected.iter().any(|other| other.domid == guest.domid);
+    let selected: HashSet<_> = selected.iter().map(|guest| guest.domid).collect();
+    let chosen = |guest: &Domain| selected.contains(&guest.domid);
     let drivers = stop.driver_domains(&all);
     let saved = |guest: &&Domain| chosen(guest) && is_alive(guest) && saves(settings, &stop, guest);
     let space_needed = all.iter().filter(saved).map(|guest| guest.memory_kib.saturating_mul(1024)).sum();

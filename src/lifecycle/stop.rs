@@ -1,11 +1,12 @@
 //! stop: migrate the guests, save them, or shut them down.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::directories::{auto_guests, images, tell_aside};
 use super::migrations::records;
@@ -51,8 +52,7 @@ pub(super) struct Stop<'a> {
     begun: Instant,
     /// The end of the time for the whole stop.
     deadline: Option<Instant>,
-    /// The guests of the AUTO directory.
-    auto: Vec<GuestConfig>,
+    auto: Auto,
     /// Places for guests that are being saved.
     saves: Places,
     /// Places for guests that are being migrated.
@@ -129,13 +129,39 @@ struct Task<'a> {
     deadline: Option<Instant>,
 }
 
+/// The guests of the AUTO directory, and where each is among them.
+struct Auto {
+    guests: Vec<GuestConfig>,
+    by_name: HashMap<String, usize>,
+    by_uuid: HashMap<Uuid, usize>,
+}
+
+impl Auto {
+    fn new(guests: Vec<GuestConfig>) -> Auto {
+        let (mut by_name, mut by_uuid) = (HashMap::new(), HashMap::new());
+        for (place, guest) in guests.iter().enumerate() {
+            by_name.entry(guest.name.clone()).or_insert(place);
+            if guest.uuid_given {
+                by_uuid.entry(guest.uuid).or_insert(place);
+            }
+        }
+        Auto { guests, by_name, by_uuid }
+    }
+
+    /// The first of them that is this one.
+    fn find(&self, guest: &Domain) -> Option<&GuestConfig> {
+        let places = [self.by_name.get(name(guest)), self.by_uuid.get(&guest.uuid)];
+        places.into_iter().flatten().min().and_then(|place| self.guests.get(*place))
+    }
+}
+
 impl<'a> Stop<'a> {
     pub(super) fn new(run: &'a Run<'a>, begun: Instant) -> Stop<'a> {
         Stop {
             run,
             begun,
             deadline: run.settings.stop_timeout.value.and_then(|limit| begun.checked_add(limit)),
-            auto: read_auto(run),
+            auto: Auto::new(read_auto(run)),
             saves: Places::new(run.settings.save_jobs.value),
             moves: Places::new(run.settings.migrate_jobs.value),
             outdated: Mutex::default(),
@@ -151,7 +177,7 @@ impl<'a> Stop<'a> {
         }
         let result = self.stop_all();
         if result.is_ok() {
-            let stopped: Vec<_> = self.auto.iter().map(|config| config.name.clone()).collect();
+            let stopped: Vec<_> = self.auto.by_name.keys().cloned().collect();
             let stopped = Some(stopped).filter(|_| !self.is_about_all());
             match hold {
                 Some(hold) => watching::release(self.run, hold, stopped),
@@ -235,16 +261,14 @@ impl<'a> Stop<'a> {
     /// none of them.
     pub(super) fn select(&self, mut guests: Vec<Domain>) -> Vec<Domain> {
         if self.run.settings.auto_only.value {
-            guests.retain(|guest| self.auto.iter().any(|config| config.name == name(guest)));
+            guests.retain(|guest| self.auto.by_name.contains_key(name(guest)));
         }
         guests
     }
 
     /// What the guest's file asks for.
     pub(super) fn wish(&self, guest: &Domain) -> PerGuest {
-        let identity = Identity { name: name(guest).to_owned(), uuid: Some(guest.uuid) };
-        let config = self.auto.iter().find(|config| Identity::of_config(config).is_same_guest(&identity));
-        config.map(|config| config.per_guest.clone()).unwrap_or_default()
+        self.auto.find(guest).map(|config| config.per_guest.clone()).unwrap_or_default()
     }
 
     /// The directory to save into, if guests are to be saved and can be.
@@ -336,9 +360,11 @@ impl<'a> Stop<'a> {
         };
         // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we know of.
         let configurations: Vec<_> = guests.iter().map(|guest| configuration(guest).unwrap_or_default()).collect();
+        let (domids, names): (HashSet<_>, HashSet<_>) = configurations.iter().flat_map(backends).unzip();
         let is_driver = |guest: &Domain, own: &Value| {
             own["c_info"]["driver_domain"] == "True"
-                || configurations.iter().any(|other| has_backend(other, guest))
+                || domids.contains(&Some(u64::from(guest.domid)))
+                || guest.name.as_deref().is_some_and(|name| names.contains(&Some(name)))
         };
         let drivers = guests.iter().zip(&configurations).filter(|(guest, own)| is_driver(guest, own));
         drivers.map(|(guest, _)| guest.domid).collect()
@@ -708,14 +734,11 @@ fn read_auto(run: &Run<'_>) -> Vec<GuestConfig> {
     found.guests
 }
 
-/// Whether a guest of this configuration has a device whose other end is in that domain.
-fn has_backend(configuration: &Value, domain: &Domain) -> bool {
-    let of_domain = |device: &Value| {
-        device["backend_domid"] == domain.domid
-            || device["backend_domname"].as_str().is_some_and(|backend| domain.name.as_deref() == Some(backend))
-    };
+/// The number and the name of each domain in which a device of this configuration has its other end, as far as it has them.
+fn backends(configuration: &Value) -> impl Iterator<Item = (Option<u64>, Option<&str>)> {
     let lists = configuration.as_object().into_iter().flat_map(|fields| fields.values());
-    lists.filter_map(Value::as_array).flatten().any(of_domain)
+    let devices = lists.filter_map(Value::as_array).flatten();
+    devices.map(|device| (device["backend_domid"].as_u64(), device["backend_domname"].as_str()))
 }
 
 /// The end of a step after which `later` others need time too: it leaves a minute to each of them, or the same as it has

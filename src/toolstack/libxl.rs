@@ -110,7 +110,7 @@ impl Libxl {
     ///
     /// # Errors
     /// When there is no such library, its release is not one that is known to work, or it can't connect. A xenstored that
-    /// does not answer it waits for without a limit: [`xenstored::check`] says so.
+    /// does not answer it waits for without a limit, so that is to be asked first.
     pub fn open(xl_conf: &XlConf, verbose: bool, interrupt: Arc<Interrupt>) -> Result<Self, OpenError> {
         Self::with_library(Library::open_running()?, xl_conf, verbose, interrupt)
     }

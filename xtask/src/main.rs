@@ -36,11 +36,11 @@ enum Task {
     },
     /// Run everything that CI runs; the last line counts
     Test,
-    /// Time the same work on a Xen host in a box: by this program, by the scripts, and by hand with xl
+    /// Time the same work on a Xen host in a box: by this program, by the scripts, and by libxl's calls alone
     Bench {
-        /// Guests at work at the same time
-        #[arg(long, default_value_t = 8)]
-        guests: usize,
+        /// How many guests; several numbers are measured one after the other
+        #[arg(long, value_delimiter = ',', default_value = "1,4,8,16")]
+        guests: Vec<usize>,
         /// How often each does everything
         #[arg(long, default_value_t = 3)]
         rounds: usize,
@@ -165,7 +165,7 @@ fn main() -> ExitCode {
             workspace().and_then(|root| xtask::fuzz::run(&root, seconds)).map(|(_, failed)| verdict(failed == 0))
         }
         Task::Bench { guests, rounds, without_scripts } => {
-            workspace().and_then(|root| xtask::test::bench(&root, guests, rounds, !without_scripts)).map(verdict)
+            workspace().and_then(|root| xtask::test::bench(&root, &guests, rounds, !without_scripts)).map(verdict)
         }
         Task::Package { kind } => workspace().and_then(|root| package(&root, kind)),
         Task::Test => workspace().and_then(|root| xtask::test::run(&root)).map(verdict),

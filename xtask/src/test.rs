@@ -161,14 +161,15 @@ fn lab(workspace: &Path) -> Result<Count> {
     with_program(workspace, "lab-tests", &[])
 }
 
-/// Has the same work done on a lab host by the program, by hand with `xl` and, if wanted, by the scripts, and prints what
-/// it took. Returns whether all of them could do it.
+/// Has the same work done on a lab host by the program, by libxl's calls alone and, if wanted, by the scripts, for each of
+/// these numbers of guests, and prints what it took. Returns whether that could be measured.
 ///
 /// # Errors
 /// Something can't be built or started.
-pub fn bench(workspace: &Path, guests: usize, rounds: usize, scripts: bool) -> Result<bool> {
+pub fn bench(workspace: &Path, guests: &[usize], rounds: usize, scripts: bool) -> Result<bool> {
     let mut command = on_program(workspace, "lab-tests")?;
-    command.args(["--compare", &guests.to_string(), "--rounds", &rounds.to_string()]);
+    let guests: Vec<String> = guests.iter().map(ToString::to_string).collect();
+    command.args(["--compare", &guests.join(","), "--rounds", &rounds.to_string()]);
     if !scripts {
         command.arg("--without-scripts");
     }

@@ -5,7 +5,7 @@
 //!
 //! `lab-tests --program FILE [--xen RELEASE] [--toolstack xl] [FILTER…]`; the last line counts: `N passed, N failed`.
 //!
-//! `lab-tests --program FILE [--xen RELEASE] --compare GUESTS [--rounds NUMBER] [--without-scripts]` measures instead.
+//! `lab-tests --program FILE [--xen RELEASE] --compare GUESTS,… [--rounds NUMBER] [--without-scripts]` measures instead.
 
 mod bench;
 mod configs;
@@ -58,7 +58,10 @@ fn arguments() -> Result<Arguments> {
             "--program" => program = Some(PathBuf::from(value()?)),
             "--toolstack" => toolstack = Some(value()?),
             "--xen" => release = value()?.parse().map_err(anyhow::Error::msg)?,
-            "--compare" => guests = Some(value()?.parse().context("--compare takes a number of guests")?),
+            "--compare" => {
+                let numbers = value()?.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>();
+                guests = Some(numbers.context("--compare takes numbers of guests, as in 1,8")?);
+            }
             "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
             "--without-scripts" => scripts = false,
             option if option.starts_with('-') => bail!("{option} is not known"),
@@ -236,7 +239,8 @@ fn run() -> Result<bool> {
     let workspace = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     let lab = Lab::open(&workspace)?;
     if let Some(comparison) = &arguments.comparison {
-        let mut hosts = [lab.host("compare", arguments.release)?.up()?];
+        let machine = comparison.machine();
+        let mut hosts = [lab.host("compare", arguments.release)?.machine(machine).up()?];
         speed::compare(&mut hosts, &arguments, comparison)?;
         return hosts.into_iter().try_for_each(Host::down).map(|()| true);
     }

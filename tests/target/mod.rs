@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use fake_libxl::Control;
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use xenlight::{Children, Context, DomainConfig, Library, Operation, Release};
 
@@ -31,10 +32,14 @@ if ! [ -p \"$dir/$1.calls\" ]; then
     echo \"no route to $1\" >&2
     exit 255
 fi
-mkfifo \"$dir/$$.up\" \"$dir/$$.down\"
+up=\"$dir/$$.up\" down=\"$dir/$$.down\"
+mkfifo \"$up\" \"$down\"
+# Open in both directions until the thread has them too, nobody waits for the other to open them.
+exec 3<>\"$up\" 4<>\"$down\"
 echo $$ >\"$dir/$1.calls\"
-cat \"$dir/$$.down\" &
-exec cat >\"$dir/$$.up\"
+read -r opened <&4
+cat <\"$down\" 3>&- 4>&- &
+exec cat >\"$up\" 3>&- 4>&-
 ";
 
 /// Makes the script. It is called with a host's name and the command to be run there.
@@ -94,7 +99,7 @@ impl Target {
         let path = fake_libxl::install(&own, "4.17");
         let library = Library::open_in(&own, Release::new(4, 17)).expect("the fake opens");
         let calls = directory.join(format!("{name}.calls"));
-        rustix::fs::mkfifoat(rustix::fs::CWD, &calls, rustix::fs::Mode::RWXU).expect("a named pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &calls, Mode::RWXU).expect("a named pipe");
         // Open in both directions it never comes to an end.
         let calls = File::options().read(true).write(true).open(&calls).expect("the named pipe");
         let lines = calls.try_clone().expect("a descriptor");
@@ -108,10 +113,7 @@ impl Target {
                     return;
                 }
                 let wrong = of_thread.begin();
-                let up = directory.join(format!("{line}.up"));
-                let (up, down) =
-                    (File::open(up), File::options().write(true).open(directory.join(format!("{line}.down"))));
-                if let (Ok(up), Ok(down)) = (up, down) {
+                if let Ok((up, down)) = join(&directory, &line) {
                     let mut receiver =
                         Receiver { context: &context, up, down: Some(down), said: 0, wrong, shared: &of_thread };
                     let _ = receiver.receive();
@@ -139,6 +141,20 @@ impl Target {
         self.offers();
         guests(&self.control.state())
     }
+}
+
+/// This end of the pipes of a script that has said its number. It may have been killed since.
+fn join(directory: &Path, number: &str) -> std::io::Result<(File, File)> {
+    let open = |way: &str, flags| -> std::io::Result<File> {
+        let file =
+            rustix::fs::open(directory.join(format!("{number}.{way}")), flags | OFlags::NONBLOCK, Mode::empty())?;
+        rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
+        Ok(file.into())
+    };
+    let up = open("up", OFlags::RDONLY)?;
+    let mut down = open("down", OFlags::WRONLY)?;
+    down.write_all(b"opened\n")?;
+    Ok((up, down))
 }
 
 impl Drop for Target {

@@ -210,6 +210,13 @@ impl Host {
         processes.filter_map(name).collect()
     }
 
+    /// Memory that processes in dom0 can still get, KiB, if Linux says so.
+    pub fn available_memory_kib(&self) -> Option<u64> {
+        let text = read(&self.processes.join("meminfo")).ok()?;
+        let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        value.strip_suffix("kB")?.trim().parse().ok()
+    }
+
     /// The mark for init scripts that there was a start: [`mark`](Self::mark) and [`unmark`](Self::unmark).
     pub fn mark_file(&self) -> PathBuf {
         let dir = if self.subsys_dir.is_dir() { &self.subsys_dir } else { &self.lock_dir };

@@ -22,6 +22,13 @@ use crate::report::{Action, Reporter};
 use crate::settings::{DEFAULT_START_JOBS, RestoreFailed};
 use crate::toolstack::{Domain, Domid, Error, State};
 
+/// Creations at once for each of dom0's processors: one that works while another waits.
+const CREATIONS_PER_CPU: u64 = 2;
+
+/// What a creation is expected to need of dom0's memory, KiB: the kernel and the initial RAM disk of a distribution,
+/// unpacked, until they are in the guest.
+const CREATION_KIB: u64 = 96 * 1024;
+
 /// How often a start that failed for a reason that may pass is tried again.
 const RETRIES: u32 = 2;
 
@@ -281,11 +288,22 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    /// How many guests are created at the same time. A pause is meant to keep the next one waiting.
+    /// How many guests are created at the same time, if the settings do not say: one where there are pauses, which are
+    /// meant to keep the next one waiting, and no more than dom0 has processors and memory for. Those that are ready boot
+    /// beside those that are being created, and what dom0 has no time for libxl gives up.
     fn creations_at_once(&self, creations: &[Job]) -> NonZeroUsize {
-        let pauses = creations.iter().any(|job| !self.pause_after_creation(job).is_zero());
-        let usual = if pauses { NonZeroUsize::MIN } else { DEFAULT_START_JOBS };
-        self.run.settings.start_jobs.value.unwrap_or(usual)
+        if let Some(jobs) = self.run.settings.start_jobs.value {
+            return jobs;
+        }
+        if creations.iter().any(|job| !self.pause_after_creation(job).is_zero()) {
+            return NonZeroUsize::MIN;
+        }
+        let host = self.run.host;
+        let by_cpus = host.cpus().map(|cpus| u64::from(cpus.online) * CREATIONS_PER_CPU);
+        let by_memory = host.available_memory_kib().map(|available| available / CREATION_KIB);
+        let fit = by_cpus.into_iter().chain(by_memory).filter_map(|fit| usize::try_from(fit).ok());
+        let fit = fit.map(|fit| NonZeroUsize::new(fit).unwrap_or(NonZeroUsize::MIN));
+        fit.chain([DEFAULT_START_JOBS]).min().unwrap_or(DEFAULT_START_JOBS)
     }
 
     /// Starts guests in their order, at most `jobs` at once. Those whose disks or bridges are yet to come follow when
@@ -824,15 +842,25 @@ mod tests {
     }
 
     #[test]
-    fn guests_are_created_one_after_the_other_where_there_is_a_pause() {
-        for (settings, wishes, expected) in [
-            ("XENDOMAINS_CREATE_USLEEP=0\n", "", 8),
-            ("XENDOMAINS_CREATE_USLEEP=7\n", "", 1),
-            ("XENDOMAINS_CREATE_USLEEP=7\n", "'delay=0'", 8),
-            ("XENDOMAINS_CREATE_USLEEP=0\n", "'delay=7'", 1),
-            ("XENDOMAINS_CREATE_USLEEP=7\nXENDOMAINS_START_JOBS=3\n", "", 3),
+    fn as_many_guests_are_created_at_once_as_dom0_can_do_and_one_where_there_is_a_pause() {
+        for (settings, wishes, cpus, available, expected) in [
+            ("XENDOMAINS_CREATE_USLEEP=0\n", "", "", "", 8),
+            ("XENDOMAINS_CREATE_USLEEP=7\n", "", "", "", 1),
+            ("XENDOMAINS_CREATE_USLEEP=7\n", "'delay=0'", "", "", 8),
+            ("XENDOMAINS_CREATE_USLEEP=0\n", "'delay=7'", "", "", 1),
+            ("XENDOMAINS_CREATE_USLEEP=7\nXENDOMAINS_START_JOBS=3\n", "", "0", "MemAvailable:  1 kB\n", 3),
+            ("XENDOMAINS_CREATE_USLEEP=0\n", "", "0-63", "MemFree: 1 kB\nMemAvailable:  9000000 kB\n", 8),
+            ("XENDOMAINS_CREATE_USLEEP=0\n", "", "0-1", "MemFree: 1 kB\nMemAvailable:  9000000 kB\n", 4),
+            ("XENDOMAINS_CREATE_USLEEP=0\n", "", "0-63", "MemFree: 1 kB\nMemAvailable:   294912 kB\n", 3),
+            ("XENDOMAINS_CREATE_USLEEP=0\n", "", "0", "MemFree: 1 kB\nMemAvailable:    1000 kB\n", 1),
         ] {
             let bench = with_settings(settings);
+            fs::create_dir_all(&bench.host.processes).expect("directory");
+            fs::write(bench.host.processes.join("meminfo"), available).expect("write");
+            fs::create_dir_all(bench.host.devices.join("cpu")).expect("directory");
+            for which in ["possible", "online"] {
+                fs::write(bench.host.devices.join("cpu").join(which), cpus).expect("write");
+            }
             bench.auto("web", "web");
             let file = bench.path("auto").join("web");
             let text = fs::read_to_string(&file).expect("read");

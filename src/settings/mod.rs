@@ -93,8 +93,8 @@ pub struct Settings {
     pub stop_maxwait: Setting<Option<Duration>>,
     /// `XENDOMAINS_START_MAXWAIT`: the limit of each restore and each creation; `None` for no limit.
     pub start_maxwait: Setting<Option<Duration>>,
-    /// `XENDOMAINS_START_JOBS`: guests restored or created at once; `None` for [`DEFAULT_START_JOBS`], but for one where
-    /// there is to be a pause after a creation.
+    /// `XENDOMAINS_START_JOBS`: guests restored or created at once; `None` for [`DEFAULT_START_JOBS`], or fewer when
+    /// creating them on a host with little to do it with, or with pauses.
     pub start_jobs: Setting<Option<NonZeroUsize>>,
     /// `XENDOMAINS_SAVE_JOBS`: guests saved at once.
     pub save_jobs: Setting<NonZeroUsize>,
@@ -124,9 +124,9 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// Restores at once when `XENDOMAINS_START_JOBS` is not set, and creations when there is no pause between them. A guest
-/// that runs takes CPU from the builds that are still to come, so many at once are done sooner than a few at a time; but
-/// libxl gives a device no more than 10 s, and each build needs dom0's memory for a kernel.
+/// Restores at once when `XENDOMAINS_START_JOBS` is not set, and creations if nothing speaks against it. A guest that runs
+/// takes CPU from the builds that are still to come, so many at once are done sooner than a few at a time; but libxl
+/// gives a device no more than 10 s.
 pub const DEFAULT_START_JOBS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 /// Saves (and migrations) at once when the file does not say: one that writes while another prepares.

@@ -126,6 +126,13 @@ impl Error {
     }
 }
 
+/// Whether libxl says here that it did not want to wait any longer. It gives a backend, a script or xenconsoled a few
+/// seconds, in which a host with much to do may not get to it; the code of a creation that fails of that is the one of
+/// all other failures.
+fn ran_out_of_time(log: &str) -> bool {
+    log.contains("timed out") || log.contains("because of timeout")
+}
+
 /// How a guest came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {

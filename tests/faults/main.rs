@@ -198,6 +198,8 @@ scenarios! {
     a_guest_without_pv_drivers_gets_the_power_button: not over xm, "what such a guest gets is xend's business";
     a_broken_restore_keeps_the_image_and_starts_nothing_over_it;
     a_creation_that_fails_leaves_no_half_made_domain;
+    a_creation_for_which_a_busy_host_had_no_time_is_tried_again:
+        not over xm, "xend waits by itself";
     a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host;
     a_disaster_in_the_middle_of_a_stop_ends_it_with_an_error: not over xm, "there is no libxl that could tell of one";
     migrations_stub_domains_and_xenstore_domains_are_not_touched: not over xm, "xend has none of them";
@@ -374,6 +376,17 @@ fn a_creation_that_fails_leaves_no_half_made_domain() {
     assert_eq!(start.code, 1, "{}", start.said);
     assert!(start.said.contains("b:") && start.said.contains("no bridge xenbr7"), "{}", start.said);
     assert_eq!(dom0.guests(), [("a".to_owned(), true), ("c".to_owned(), true)]);
+}
+
+fn a_creation_for_which_a_busy_host_had_no_time_is_tried_again() {
+    let dom0 = Dom0::new(json!([]), "");
+    dom0.auto("web");
+    dom0.control.script(json!({"call": "libxl_domain_create_new", "nth": 1, "error": -3,
+                               "log": [{"level": 8, "text": "domain 1 console tty: timed out"}]}));
+    let start = dom0.run("start");
+    assert_eq!(start.code, 0, "{}", start.said);
+    assert!(start.said.contains("console tty: timed out; trying again in 5 s"), "{}", start.said);
+    assert_eq!(dom0.guests(), [("web".to_owned(), true)]);
 }
 
 fn a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host() {

@@ -51,8 +51,9 @@ const HELPER: &str = "/usr/local/bin/lab-dom0";
 const CONFIGURATIONS: &str = "/root/configurations";
 const IMAGES: &str = "/var/lib/xen/images-of-libxl-alone";
 
-/// What the program does at once if nothing is set.
-const START_JOBS: u32 = 8;
+/// What the program does at once if nothing is set and dom0 has two processors.
+const CREATE_JOBS: u32 = 4;
+const RESTORE_JOBS: u32 = 8;
 const SAVE_JOBS: u32 = 2;
 
 /// Who does the work.
@@ -96,11 +97,11 @@ impl Worker {
                     Work::Create => {
                         let files: Vec<_> =
                             names.iter().map(|name| format!("{CONFIGURATIONS}/{name}.json")).collect();
-                        format!("exec {HELPER} create {START_JOBS} {}", files.join(" "))
+                        format!("exec {HELPER} create {CREATE_JOBS} {}", files.join(" "))
                     }
                     Work::Status => format!("exec {HELPER} list"),
                     Work::Save => format!("exec {HELPER} save {SAVE_JOBS} {IMAGES} {all}"),
-                    Work::Restore => format!("exec {HELPER} restore {START_JOBS} {IMAGES} {all}"),
+                    Work::Restore => format!("exec {HELPER} restore {RESTORE_JOBS} {IMAGES} {all}"),
                     Work::ShutDown => format!("exec {HELPER} shutdown {all}"),
                 }
             }
@@ -347,7 +348,7 @@ fn reactions(bench: &Bench<'_>) -> Result<Vec<(&'static str, &'static str, f64)>
     Ok(seen)
 }
 
-/// The middle one, and the range if there is one: `2.0 (1.9–2.4)`.
+/// The median, and the range if there is one: `2.0 (1.9–2.4)`.
 fn summary(values: impl Iterator<Item = f64>) -> String {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -360,7 +361,8 @@ fn summary(values: impl Iterator<Item = f64>) -> String {
         [] => "–".to_owned(),
         [value] => digits(value),
         [least, .., most] => {
-            format!("{} ({}–{})", digits(values[values.len() / 2]), digits(least), digits(most))
+            let median = f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2]);
+            format!("{} ({}–{})", digits(median), digits(least), digits(most))
         }
     }
 }

@@ -126,11 +126,11 @@ impl Error {
     }
 }
 
-/// Whether libxl says here that it did not want to wait any longer. It gives a backend, a script or xenconsoled a few
-/// seconds, in which a host with much to do may not get to it; the code of a creation that fails of that is the one of
-/// all other failures.
+/// Whether libxl says here that it did not want to wait any longer. It gives xenconsoled or a device model some seconds, in
+/// which a host with much to do may not get to it; the code of a creation that fails of that is the one of all other
+/// failures. A script or bootloader that libxl has to kill after minutes is none of these: its words for that are others.
 fn ran_out_of_time(log: &str) -> bool {
-    log.contains("timed out") || log.contains("because of timeout")
+    log.contains("timed out")
 }
 
 /// How a guest came to its end.

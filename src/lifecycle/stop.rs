@@ -140,9 +140,10 @@ impl Auto {
     fn new(guests: Vec<GuestConfig>) -> Auto {
         let (mut by_name, mut by_uuid) = (HashMap::new(), HashMap::new());
         for (place, guest) in guests.iter().enumerate() {
-            by_name.entry(guest.name.clone()).or_insert(place);
-            if guest.uuid_given {
-                by_uuid.entry(guest.uuid).or_insert(place);
+            let identity = Identity::of_config(guest);
+            by_name.entry(identity.name).or_insert(place);
+            if let Some(uuid) = identity.uuid {
+                by_uuid.entry(uuid).or_insert(place);
             }
         }
         Auto { guests, by_name, by_uuid }
@@ -352,14 +353,19 @@ impl<'a> Stop<'a> {
         if guests.len() < 2 {
             return HashSet::new();
         }
-        // No guest is told before all configurations are there, and to look up the devices for one takes libxl a while.
         let toolstack = self.run.toolstack;
-        let configuration = |guest: &Domain| match toolstack.monitoring() {
-            Some(monitoring) => monitoring.kept_configuration(guest.domid).ok().flatten(),
-            None => toolstack.configuration(guest.domid).ok(),
-        };
-        // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we know of.
-        let configurations: Vec<_> = guests.iter().map(|guest| configuration(guest).unwrap_or_default()).collect();
+        let mut configurations = vec![Value::Null; guests.len()];
+        // No guest is told before all configurations are there. So they are asked for side by side, as a command may
+        // stall, and libxl is not made to look up a domain's devices, which takes it a while.
+        all_at_once(guests.iter().zip(&mut configurations).collect(), |(guest, configuration)| {
+            let found = match toolstack.monitoring() {
+                Some(monitoring) => monitoring.kept_configuration(guest.domid).ok().flatten(),
+                None => toolstack.configuration(guest.domid).ok(),
+            };
+            // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we
+            // know of.
+            *configuration = found.unwrap_or_default();
+        });
         let (domids, names): (HashSet<_>, HashSet<_>) = configurations.iter().flat_map(backends).unzip();
         let is_driver = |guest: &Domain, own: &Value| {
             own["c_info"]["driver_domain"] == "True"

@@ -17,6 +17,7 @@ use xenlight_sys::libxl as sys;
 
 use crate::error::{Cause, Error, ErrorCode, Result};
 use crate::events::Registry;
+use crate::inside::{Inside, fork_alone};
 use crate::library::Library;
 use crate::log::{LogLevel, LogSink, Logger};
 
@@ -66,6 +67,8 @@ pub(crate) trait Interrupt: Send + Sync {
 pub(crate) struct Shared {
     lib: Library,
     ctx: NonNull<sys::libxl_ctx>,
+    /// Whose turn it is to call libxl with it.
+    turn: Mutex<()>,
     pub(crate) logger: Logger,
     /// Handles, operations and event streams. The context is freed when there are none left.
     users: AtomicUsize,
@@ -101,8 +104,14 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn lib(&self) -> &sys::Libxenlight {
-        self.lib.raw()
+    /// Permission to call libxl with this context, for one call.
+    pub(crate) fn lib(&self) -> Inside<'_> {
+        self.lib.inside(Some(&self.turn))
+    }
+
+    /// The same for a call that blocks without libxl's lock, during which others may call it.
+    pub(crate) fn lib_beside_others(&self) -> Inside<'_> {
+        self.lib.inside(None)
     }
 
     pub(crate) fn ctx(&self) -> *mut sys::libxl_ctx {
@@ -255,8 +264,9 @@ impl Context {
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` is a place for the result; the logger is owned by `Shared`, which is dropped after the
         // event thread has freed the context.
-        let rc =
-            unsafe { library.raw().libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION as c_int, 0, logger.as_raw()) };
+        let rc = unsafe {
+            library.inside(None).libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION as c_int, 0, logger.as_raw())
+        };
         let Some(ctx) = NonNull::new(raw).filter(|_| rc == 0) else {
             let mut error = Error::new(ACTION, None, Cause::Libxl(ErrorCode::from_raw(rc)));
             error.log = logger.since(mark, None);
@@ -265,6 +275,7 @@ impl Context {
         let shared = Arc::new(Shared {
             lib: library.clone(),
             ctx,
+            turn: Mutex::new(()),
             logger,
             users: AtomicUsize::new(1),
             wake,
@@ -284,7 +295,7 @@ impl Context {
             },
             children: sys::libxl_childproc_hooks {
                 chldowner: children.raw(),
-                fork_replacement: None,
+                fork_replacement: Some(fork_alone),
                 reaped_callback: None,
             },
         });
@@ -292,11 +303,11 @@ impl Context {
         // SAFETY: `hooks` and `shared` are owned by the event thread, which frees the context before it drops
         // them, so both pointers stay good as long as the context does. Nothing else uses the context yet.
         unsafe {
-            library.raw().libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
-            library.raw().libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);
+            shared.lib().libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
+            shared.lib().libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);
         }
         // SAFETY: the context is valid and not shared yet, as this call, which fills a cache, requires.
-        let version = unsafe { read_version(library.raw().libxl_get_version_info(ctx.as_ptr())) };
+        let version = unsafe { read_version(shared.lib().libxl_get_version_info(ctx.as_ptr())) };
         *lock(&shared.version) = version;
 
         let pump = Pump { shared: Arc::clone(&shared), _hooks: hooks };

@@ -823,7 +823,8 @@ impl Context {
         let seconds = c_int::try_from(seconds).unwrap_or(c_int::MAX);
         let mark = self.user.logger.mark();
         // SAFETY: the context is alive; all else are plain numbers.
-        let rc = unsafe { self.user.lib().libxl_wait_for_memory_target(self.user.ctx(), domid, seconds) };
+        let rc =
+            unsafe { self.user.lib_beside_others().libxl_wait_for_memory_target(self.user.ctx(), domid, seconds) };
         self.user.check("wait for memory target", Some(domid), mark, rc)
     }
 }

@@ -67,6 +67,7 @@ mod cpus;
 mod domain;
 mod error;
 mod events;
+mod inside;
 mod library;
 mod log;
 mod operation;

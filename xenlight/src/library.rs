@@ -1,10 +1,12 @@
 //! The libxl that is used.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use xenlight_sys as sys;
 use xenlight_sys::{OpenError, Release, ReleaseError};
+
+use crate::inside::Inside;
 
 /// An opened libxl. Clones share it; it stays loaded until the process ends.
 #[derive(Clone, Debug)]
@@ -53,7 +55,8 @@ impl Library {
         self.0.release()
     }
 
-    pub(crate) fn raw(&self) -> &sys::libxl::Libxenlight {
-        &self.0
+    /// Permission to call it, for one call; `turn` is the context's.
+    pub(crate) fn inside<'a>(&'a self, turn: Option<&'a Mutex<()>>) -> Inside<'a> {
+        Inside::enter(&self.0, turn)
     }
 }

@@ -297,6 +297,32 @@ fn forked_children_log_without_touching_the_parents_locks() {
 }
 
 #[test]
+fn libxl_forks_when_no_other_thread_is_inside_it() {
+    let (fake, context) = Fake::web();
+    fake.control.script(json!([
+        {"call": "libxl_domain_create_new", "stall_ms": 300},
+        {"call": "libxl_domain_destroy", "forks": true},
+    ]));
+    let builders = [fake.context(None), fake.context(None)];
+    thread::scope(|scope| {
+        for (builder, name) in builders.iter().zip(["mail", "dns"]) {
+            scope.spawn(move || builder.create(&config(name)).expect("starts").wait().expect("created"));
+        }
+        let creations = |state: &Value| {
+            let calls = state["calls"].as_array().into_iter().flatten();
+            calls.filter(|call| call["call"] == "libxl_domain_create_new").count()
+        };
+        fake.control.wait(|state| creations(state) > 0);
+        // Side by side, and both beside what is being built.
+        let (one, other) = (context.destroy(1), fake.context(None).destroy(2));
+        done(one.expect("starts").wait_until(soon())).expect("destroyed");
+        done(other.expect("starts").wait_until(soon())).expect("destroyed");
+    });
+    drop((context, builders));
+    fake.expect_nothing_left();
+}
+
+#[test]
 fn a_disaster_ends_every_wait_and_every_later_call() {
     let (fake, context) = Fake::web();
     fake.control.script(json!({"call": "libxl_domain_suspend", "complete": "never"}));

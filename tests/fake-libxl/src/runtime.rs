@@ -185,7 +185,10 @@ pub fn state() -> Value {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// The lock.
+// The locks.
+
+/// What libxencall has for the buffers of all contexts of a process.
+static BUFFERS: Mutex<()> = Mutex::new(());
 
 #[derive(Default)]
 struct RecursiveLock {
@@ -1113,11 +1116,38 @@ impl Ctx {
         if let Some(text) = &rule.disaster {
             self.disaster(text);
         }
+        if rule.forks {
+            self.fork();
+        }
         if rule.stall_ms > 0 {
+            let _buffers = locked(&BUFFERS);
             thread::sleep(Duration::from_millis(rule.stall_ms));
         }
         rule.die_at(Point::Before);
         rule
+    }
+
+    /// Forks a child that makes hypercalls.
+    fn fork(&self) {
+        // SAFETY: the caller's hooks, which stay valid as long as the context.
+        let hook = locked(&self.inner).child_hooks.and_then(|(hooks, user)| unsafe {
+            let hook = (*(hooks as *const abi::ChildHooks)).fork_replacement?;
+            Some((hook, user as *mut c_void))
+        });
+        // SAFETY: the hook is to do what `fork` does; the child only tries a lock and leaves with `_exit`.
+        let pid = unsafe { hook.map_or_else(|| libc::fork(), |(hook, user)| hook(user)) };
+        if pid == 0 {
+            let stuck = BUFFERS.try_lock().is_err();
+            // SAFETY: ends the child without running the parent's exit handlers.
+            unsafe { libc::_exit(c_int::from(stuck)) };
+        }
+        assert!(pid > 0, "fake-libxl: fork: {}", std::io::Error::last_os_error());
+        let mut status = 0;
+        // SAFETY: waits for the child made above, which nobody else knows.
+        let ended = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        if ended != pid || status != 0 {
+            refuse("a child forked while another thread made hypercalls waits for ever");
+        }
     }
 
     fn check_children(self: &Arc<Ctx>) {

@@ -74,6 +74,8 @@ pub struct Rule {
     pub log: Vec<LogLine>,
     #[serde(default)]
     pub log_in_child: bool,
+    #[serde(default)]
+    pub forks: bool,
     /// How many progress reports the logger gets.
     #[serde(default)]
     pub progress: u64,

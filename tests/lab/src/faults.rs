@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::bench::{Bench, Kind, PROGRAM, expect};
+use crate::bench::{Bench, Kind, PROGRAM, expect, xl_cfg};
 use crate::scenarios::{SAVE, Scenario};
 
 /// All of them, by the name that is printed.
@@ -10,6 +10,7 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("a_read_only_save_directory_means_shutdown", a_read_only_save_directory_means_shutdown),
     ("a_silent_xenstored_ends_the_program_before_it_begins", a_silent_xenstored_ends_the_program_before_it_begins),
     ("two_stops_at_once_stop_each_guest_once", two_stops_at_once_stop_each_guest_once),
+    ("creations_that_fail_side_by_side_all_end", creations_that_fail_side_by_side_all_end),
 ];
 
 /// Guests that run and count.
@@ -58,4 +59,21 @@ fn two_stops_at_once_stop_each_guest_once(bench: &Bench<'_>) -> Result<()> {
     }
     ensure!(bench.files(SAVE)? == ["alpha", "beta"], "images: {:?}", bench.files(SAVE)?);
     Ok(())
+}
+
+/// Each that fails has libxl fork for the destroy of what it has built, while others build.
+fn creations_that_fail_side_by_side_all_end(bench: &Bench<'_>) -> Result<()> {
+    const GUESTS: usize = 40;
+    bench.settings("XENDOMAINS_CREATE_USLEEP=0\nXENDOMAINS_START_JOBS=8\nXENDOMAINS_START_MAXWAIT=120\n")?;
+    for number in 1..=GUESTS {
+        let name = format!("guest{number}");
+        // The kernel does not fit.
+        let text = xl_cfg(&name, Kind::Pv, "").replace("memory = 128", "memory = 40");
+        bench.write(&format!("/etc/xen/auto/{name}"), &text)?;
+    }
+    let said = bench.xendomains("start", 1)?;
+    let failures = said.lines().filter(|line| line.contains(": start FAILED")).count();
+    ensure!(failures == GUESTS, "{failures} of {GUESTS} have failed:\n{said}");
+    ensure!(!said.contains("time limit reached"), "not all failed by themselves:\n{said}");
+    bench.expect_guests(&[])
 }

@@ -1,14 +1,18 @@
 //! Who watches which guest, for status.
 
 use std::cell::LazyCell;
+use std::collections::HashMap;
+
+use uuid::Uuid;
 
 use super::is_alive;
 use super::status::Guest;
 use crate::host::Host;
 use crate::monitor::client::Client;
-use crate::monitor::{Mark, is_libvirts, protocol};
+use crate::monitor::protocol::Watched;
+use crate::monitor::{Mark, is_libvirts};
 use crate::report::Reporter;
-use crate::toolstack::{Domain, Error, Monitoring, Toolstack};
+use crate::toolstack::{Domain, Domid, Error, Monitoring, Toolstack};
 
 /// Adds to each guest that has a domain who watches it, and how often it was restarted.
 pub(super) fn add(
@@ -18,21 +22,25 @@ pub(super) fn add(
     toolstack: &dyn Toolstack,
     report: &Reporter,
 ) {
-    let watched = watched(host, report);
+    let domains: HashMap<_, _> = domains.iter().map(|domain| (Some(domain.domid), domain)).collect();
+    let mut watched = watched(host, report);
     // Looked for only where nobody else watches a guest: it takes a look at every process.
     let by_xl = LazyCell::new(|| host.watched_by_xl());
     for guest in guests {
-        let Some(domain) = domains.iter().find(|domain| Some(domain.domid) == guest.id) else { continue };
-        let is_it = |guest: &protocol::Guest| (guest.domid, guest.uuid) == (domain.domid, domain.uuid);
-        let is_watched = watched.iter().any(is_it);
+        let Some(domain) = domains.get(&guest.id) else { continue };
+        // There may be a monitor although this toolstack has none: one of a time when there was libxl.
+        if let Some(watched) = watched.remove(&(domain.domid, domain.uuid)) {
+            guest.watched_by = Some("monitor");
+            guest.restarts = Some(watched.restarts);
+            guest.last_restart_reason = watched.reason;
+            continue;
+        }
         let is_xls = || domain.name.as_ref().is_some_and(|name| by_xl.contains(name)).then_some("xl");
         let Some(monitoring) = toolstack.monitoring() else {
-            // The monitor of a time when there was libxl may still be there.
-            let by_monitor = is_watched.then_some("monitor");
-            guest.watched_by = by_monitor.or_else(|| toolstack.watches_all()).or_else(is_xls);
+            guest.watched_by = toolstack.watches_all().or_else(is_xls);
             continue;
         };
-        let (by, mark) = match who(domain, is_watched, monitoring) {
+        let (by, mark) = match who(domain, monitoring) {
             Ok(found) => found,
             // It is going away.
             Err(_) if domain.name.is_none() || !is_alive(domain) => continue,
@@ -49,28 +57,22 @@ pub(super) fn add(
 }
 
 /// The guests that the monitor watches; none if there is no monitor.
-fn watched(host: &Host, report: &Reporter) -> Vec<protocol::Guest> {
+fn watched(host: &Host, report: &Reporter) -> HashMap<(Domid, Uuid), Watched> {
     let asked =
         Client::connect(&host.run_dir).and_then(|client| client.map(|mut client| client.watched()).transpose());
-    asked.map(Option::unwrap_or_default).unwrap_or_else(|error| {
+    let watched = asked.map(Option::unwrap_or_default).unwrap_or_else(|error| {
         report.warn(&format!("the monitor: {error}"));
         Vec::new()
-    })
+    });
+    watched.into_iter().map(|watched| ((watched.guest.domid, watched.guest.uuid), watched)).collect()
 }
 
-fn who(
-    domain: &Domain,
-    is_watched: bool,
-    monitoring: &dyn Monitoring,
-) -> Result<(Option<&'static str>, Option<Mark>), Error> {
+/// Who else watches it, by what libxl keeps with the domain.
+fn who(domain: &Domain, monitoring: &dyn Monitoring) -> Result<(Option<&'static str>, Option<Mark>), Error> {
     let mark = Mark::of(domain.domid, monitoring)?;
-    let is_marked = mark.as_ref().is_some_and(|mark| !mark.kept);
-    // The monitor has looked whether it is libvirt's.
-    if is_marked && is_watched {
-        return Ok((Some("monitor"), mark));
-    }
     if is_libvirts(domain.domid, monitoring)? {
         return Ok((Some("libvirt"), None));
     }
+    let is_marked = mark.as_ref().is_some_and(|mark| !mark.kept);
     Ok((is_marked.then_some("nobody"), mark))
 }

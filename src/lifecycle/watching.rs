@@ -196,7 +196,7 @@ mod tests {
     use super::super::mock::{Bench, uuid_of};
     use super::super::overview;
     use super::*;
-    use crate::monitor::protocol::{Answer, Request, line};
+    use crate::monitor::protocol::{Answer, Request, Watched, line};
     use crate::report::Exit;
     use crate::toolstack::State;
 
@@ -214,7 +214,10 @@ mod tests {
                     let answer = match &request {
                         Request::Hold => Answer::Held { guests },
                         Request::Release { .. } => Answer::Released,
-                        Request::Status => Answer::Status { pid: 7, guests },
+                        Request::Status => {
+                            let watched = |guest| Watched { guest, restarts: 3, reason: Some("crash".to_owned()) };
+                            Answer::Status { pid: 7, guests: guests.into_iter().map(watched).collect() }
+                        }
                         Request::Settle => Answer::Settled { waiting: Vec::new() },
                         Request::Watch(guest) => Answer::Watching { domid: guest.domid },
                     };
@@ -239,7 +242,7 @@ mod tests {
             let seen = overview(run.host, run.settings, run.xen_host, run.toolstack, run.report);
             table = seen.expect("answered").table();
         });
-        assert!(table.contains("monitor"), "{table}");
+        assert!(table.contains("monitor") && table.contains("3 (crash)"), "{table}");
         assert_eq!((bench.start(), bench.stop()), (Exit::Done, Exit::Done), "{}", bench.err());
         let expected = [Request::Status, Request::Settle, Request::Hold, Request::Release { stopped: None }];
         assert_eq!(monitor.join().expect("no panic"), expected);

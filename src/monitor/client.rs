@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::protocol::{Answer, Guest, Request, Waiting, line};
+use super::protocol::{Answer, Guest, Request, Waiting, Watched, line};
 use super::socket_path;
 
 /// How long the monitor may take to answer something that takes no time. It does one thing after the other.
@@ -83,7 +83,7 @@ impl Client {
     }
 
     /// The guests that are watched.
-    pub fn watched(&mut self) -> io::Result<Vec<Guest>> {
+    pub fn watched(&mut self) -> io::Result<Vec<Watched>> {
         self.ask(&Request::Status)?;
         self.answer(
             PATIENCE,

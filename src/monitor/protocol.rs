@@ -52,7 +52,7 @@ pub enum Answer {
         /// The monitor's process.
         pid: u32,
         /// The guests that are watched.
-        guests: Vec<Guest>,
+        guests: Vec<Watched>,
     },
     /// Nothing is done with any guest.
     Settled {
@@ -82,6 +82,18 @@ pub struct Guest {
     pub uuid: Uuid,
     /// Its name.
     pub name: String,
+}
+
+/// What is known of a guest that is watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    /// Which one.
+    #[serde(flatten)]
+    pub guest: Guest,
+    /// How often it has been restarted since it was started from its file or image.
+    pub restarts: u32,
+    /// Why it was restarted last.
+    pub reason: Option<String>,
 }
 
 /// A guest that is to be restarted.

@@ -537,7 +537,12 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
                     self.answer(number, &Answer::Released);
                 }
                 Ok(Request::Status) => {
-                    let answer = Answer::Status { pid: std::process::id(), guests: self.guests() };
+                    let guests = self.watched.values().map(|watched| super::protocol::Watched {
+                        guest: watched.guest.clone(),
+                        restarts: watched.mark.restarts,
+                        reason: watched.mark.reason.clone(),
+                    });
+                    let answer = Answer::Status { pid: std::process::id(), guests: guests.collect() };
                     self.answer(number, &answer);
                 }
                 Ok(Request::Settle) => {

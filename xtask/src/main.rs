@@ -39,7 +39,7 @@ enum Task {
     /// Time the same work on a Xen host in a box: by this program, by the scripts, and by libxl's calls alone
     Bench {
         /// How many guests; several numbers are measured one after the other
-        #[arg(long, value_delimiter = ',', default_value = "1,4,8,16")]
+        #[arg(long, value_delimiter = ',', default_value = "1,4,8,16,50")]
         guests: Vec<usize>,
         /// How often each does everything
         #[arg(long, default_value_t = 3)]

@@ -355,17 +355,20 @@ impl<'a> Stop<'a> {
         }
         let toolstack = self.run.toolstack;
         let mut configurations = vec![Value::Null; guests.len()];
-        // No guest is told before all configurations are there. So they are asked for side by side, as a command may
-        // stall, and libxl is not made to look up a domain's devices, which takes it a while.
-        all_at_once(guests.iter().zip(&mut configurations).collect(), |(guest, configuration)| {
-            let found = match toolstack.monitoring() {
-                Some(monitoring) => monitoring.kept_configuration(guest.domid).ok().flatten(),
-                None => toolstack.configuration(guest.domid).ok(),
-            };
-            // Whoever made a domain without libxl has no configuration for it; it is then no driver domain that we
-            // know of.
-            *configuration = found.unwrap_or_default();
-        });
+        let places = guests.iter().zip(&mut configurations);
+        // No guest is told before all configurations are there. Whoever made a domain without libxl has no configuration
+        // for it; it is then no driver domain that we know of.
+        match toolstack.monitoring() {
+            // libxl's file of it: to look up a domain's devices takes libxl a while.
+            Some(monitoring) => places.for_each(|(guest, configuration)| {
+                let kept = monitoring.kept_configuration(guest.domid);
+                *configuration = kept.ok().flatten().unwrap_or_default();
+            }),
+            // A command may stall, each until its own limit.
+            None => all_at_once(places.collect(), |(guest, configuration)| {
+                *configuration = toolstack.configuration(guest.domid).unwrap_or_default();
+            }),
+        }
         let (domids, names): (HashSet<_>, HashSet<_>) = configurations.iter().flat_map(backends).unzip();
         let is_driver = |guest: &Domain, own: &Value| {
             own["c_info"]["driver_domain"] == "True"

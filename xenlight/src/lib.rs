@@ -57,7 +57,11 @@
 //! # Threads and processes
 //! Everything may be used from several threads. Callbacks of the caller's (a [`LogSink`], a task's waker) run on
 //! whichever thread is inside libxl; a panic in one is caught and becomes a log line, and the work goes on.
-//! libxl starts processes (save helper, hotplug scripts, device models): [`Children`] says who reaps them.
+//! With one context only one thread at a time is inside libxl, so a callback must not wait for a thread that calls libxl.
+//! libxl starts processes (save helper, hotplug scripts, device models): [`Children`] says who reaps them. When it forks, it
+//! waits until no other thread is inside libxl, with this or another context: the child may need what that thread has locked.
+//! Only the building of a domain, which is one call, keeps it waiting for more than a moment; it forks after a minute in any
+//! case.
 
 #![deny(missing_docs)]
 

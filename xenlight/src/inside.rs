@@ -96,8 +96,8 @@ pub(crate) unsafe extern "C" fn fork_alone(_user: *mut c_void) -> libc::pid_t {
     // SAFETY: libxl asks for a fork and sees to it that the child does only what a child may.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // Nobody else is in the child, and nothing of this is used in there.
-        std::mem::forget(threads);
+        // This thread is the only one of the child, which may fork again: the one that starts a device model does.
+        *threads = Threads { inside: 1, forking: 0 };
         return child;
     }
     // SAFETY: this thread's own errno, by which libxl says why it could not fork.

@@ -1127,26 +1127,35 @@ impl Ctx {
         rule
     }
 
-    /// Forks a child that makes hypercalls.
+    /// Forks a child that makes hypercalls, and forks once more, as the one does that starts a device model.
     fn fork(&self) {
+        /// Long enough for any fork, s.
+        const LIMIT: u32 = 30;
         // SAFETY: the caller's hooks, which stay valid as long as the context.
         let hook = locked(&self.inner).child_hooks.and_then(|(hooks, user)| unsafe {
             let hook = (*(hooks as *const abi::ChildHooks)).fork_replacement?;
             Some((hook, user as *mut c_void))
         });
-        // SAFETY: the hook is to do what `fork` does; the child only tries a lock and leaves with `_exit`.
-        let pid = unsafe { hook.map_or_else(|| libc::fork(), |(hook, user)| hook(user)) };
+        // SAFETY: the hook is to do what `fork` does; the children only fork, try a lock and leave with `_exit`.
+        let fork = || unsafe { hook.map_or_else(|| libc::fork(), |(hook, user)| hook(user)) };
+        let failed = |pid| {
+            let mut status = 0;
+            // SAFETY: waits for a child made here, which nobody else knows.
+            unsafe { libc::waitpid(pid, &raw mut status, 0) != pid || status != 0 }
+        };
+        let pid = fork();
         if pid == 0 {
+            // SAFETY: ends a child that hangs.
+            unsafe { libc::alarm(LIMIT) };
             let stuck = BUFFERS.try_lock().is_err();
-            // SAFETY: ends the child without running the parent's exit handlers.
+            let again = fork();
+            let stuck = stuck || (again != 0 && failed(again));
+            // SAFETY: ends the children without running the parent's exit handlers.
             unsafe { libc::_exit(c_int::from(stuck)) };
         }
         assert!(pid > 0, "fake-libxl: fork: {}", std::io::Error::last_os_error());
-        let mut status = 0;
-        // SAFETY: waits for the child made above, which nobody else knows.
-        let ended = unsafe { libc::waitpid(pid, &raw mut status, 0) };
-        if ended != pid || status != 0 {
-            refuse("a child forked while another thread made hypercalls waits for ever");
+        if failed(pid) {
+            refuse("a child forked while another thread made hypercalls, or one that forks again, waits for ever");
         }
     }
 

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use xtask::lab::{Host, Lab, Machine, Release};
+use xtask::lab::{Host, Lab, Machine, Release, Threads};
 use xtask::shipped;
 
 #[derive(Parser)]
@@ -85,6 +85,9 @@ enum LabTask {
         /// Memory of dom0, MiB
         #[arg(long, default_value_t = Machine::default().dom0_memory, value_name = "MIB")]
         dom0_memory: u32,
+        /// What runs the processors: one thread for all, or each its own, which is faster and for PV guests only
+        #[arg(long, value_enum, default_value_t)]
+        threads: Threads,
     },
     /// End a host; its disk is forgotten, its logs stay
     Down {
@@ -199,9 +202,9 @@ fn verdict(passed: bool) -> ExitCode {
 fn lab(task: LabTask) -> Result<ExitCode> {
     let lab = Lab::open(&workspace()?)?;
     match task {
-        LabTask::Up { name, xen, cpus, memory, dom0_memory } => {
-            let host =
-                lab.host(&name.value, xen)?.machine(Machine { cpus, memory, dom0_memory }).detached().up()?;
+        LabTask::Up { name, xen, cpus, memory, dom0_memory, threads } => {
+            let machine = Machine { cpus, memory, dom0_memory, threads };
+            let host = lab.host(&name.value, xen)?.machine(machine).detached().up()?;
             say_usage(&host);
         }
         LabTask::Down { name, all } => {

@@ -54,7 +54,7 @@ use lines::Lines;
 use qemu::{DISK, Identity, Life, Qemu, SNAPSHOT, Start};
 use tools::Tools;
 
-pub use qemu::Machine;
+pub use qemu::{Machine, Threads};
 pub use ssh::{Output, quote};
 
 /// How long a cold boot may take: 60 s on a quiet machine, several times that on a busy one.

@@ -30,11 +30,6 @@ use super::monitor::{Monitor, forwarded_port};
 use super::tools::Tools;
 use crate::exec;
 
-/// All processors in one thread: with a thread each, one PVH guest in seven ends in its first seconds with a triple fault
-/// in the instruction behind Xen's VMRUN, the hypervisor's registers being taken for the guest's. In one thread none of
-/// thirty did, in the same time, and the other core is free for a second host.
-const ACCELERATOR: &str = "tcg,thread=single";
-
 /// EPYC for SVM (PVH and HVM guests), less what QEMU's emulation gets wrong under Xen: with XSAVE and AVX dom0's programs
 /// die at random, `monitor` panics Xen in mwait, `smap` kills dom0, `rdtscp` panics PVH guests in pvclock.
 const CPU: &str =
@@ -83,11 +78,35 @@ pub struct Machine {
     pub memory: u32,
     /// dom0's memory, MiB; guests share the rest.
     pub dom0_memory: u32,
+    /// What runs the processors.
+    pub threads: Threads,
+}
+
+/// What runs an emulated host's processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Threads {
+    /// One thread of QEMU runs all of them, in turn, which leaves this machine's other processors to other hosts.
+    #[default]
+    One,
+    /// A thread for each, so that they work side by side as real ones do. It is for PV guests only: one PVH guest in seven
+    /// ends in its first seconds with a triple fault in the instruction behind Xen's VMRUN, the hypervisor's registers
+    /// being taken for the guest's. In one thread none of thirty did, in the same time.
+    Each,
+}
+
+impl Threads {
+    /// QEMU's name for it.
+    fn accelerator(self) -> &'static str {
+        match self {
+            Threads::One => "tcg,thread=single",
+            Threads::Each => "tcg,thread=multi",
+        }
+    }
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { cpus: 2, memory: 4096, dom0_memory: 1024 }
+        Self { cpus: 2, memory: 4096, dom0_memory: 1024, threads: Threads::One }
     }
 }
 
@@ -205,7 +224,7 @@ impl Start<'_> {
         // Paths relative to the folder: socket addresses have room for 107 bytes only.
         command.current_dir(self.directory);
         command
-            .args(["-accel", ACCELERATOR, "-cpu", CPU])
+            .args(["-accel", self.machine.threads.accelerator(), "-cpu", CPU])
             .args(["-smp", &self.machine.cpus.to_string(), "-m", &self.machine.memory.to_string()])
             // Every device less is one less for dom0 to find and load a driver for.
             .args(["-nodefaults", "-vga", "none", "-display", "none"])

@@ -52,7 +52,7 @@ pub(super) struct Guest {
     max_memory_kib: Option<u64>,
     vcpus: Option<u32>,
     cpu_seconds: Option<f64>,
-    uptime_seconds: Option<u64>,
+    pub(super) uptime_seconds: Option<u64>,
     /// Whether a file of the AUTO directory is for it, and which.
     auto: bool,
     auto_file: Option<String>,
@@ -248,7 +248,7 @@ impl Guest {
             max_memory_kib: Some(domain.max_memory_kib),
             vcpus: Some(domain.vcpus),
             cpu_seconds: Some(domain.cpu_time.as_secs_f64()),
-            uptime_seconds: domain.uptime.map(|uptime| uptime.as_secs()),
+            uptime_seconds: None,
             auto: false,
             auto_file: None,
             image: None,

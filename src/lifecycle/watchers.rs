@@ -1,4 +1,4 @@
-//! Who watches which guest, for status.
+//! Who watches which guest, and since when it runs, for status.
 
 use std::cell::LazyCell;
 use std::collections::HashMap;
@@ -10,11 +10,11 @@ use super::status::Guest;
 use crate::host::Host;
 use crate::monitor::client::Client;
 use crate::monitor::protocol::Watched;
-use crate::monitor::{Mark, is_libvirts};
+use crate::monitor::{Mark, is_libvirts, since_boot};
 use crate::report::Reporter;
 use crate::toolstack::{Domain, Domid, Error, Monitoring, Toolstack};
 
-/// Adds to each guest that has a domain who watches it, and how often it was restarted.
+/// Adds to each guest that has a domain who watches it, how often it was restarted, and how long it has run.
 pub(super) fn add(
     guests: &mut [Guest],
     host: &Host,
@@ -29,7 +29,14 @@ pub(super) fn add(
     for guest in guests {
         let Some(domain) = domains.get(&guest.id) else { continue };
         // There may be a monitor although this toolstack has none: one of a time when there was libxl.
-        if let Some(watched) = watched.remove(&(domain.domid, domain.uuid)) {
+        let watched = watched.remove(&(domain.domid, domain.uuid));
+        // The monitor knows; for each of the others xenstored has to be asked several times.
+        let uptime = match watched.as_ref().and_then(|watched| watched.started) {
+            Some(started) => Some(since_boot().saturating_sub(started)),
+            None => toolstack.uptime(domain).map(|uptime| uptime.as_secs()),
+        };
+        guest.uptime_seconds = uptime;
+        if let Some(watched) = watched {
             guest.watched_by = Some("monitor");
             guest.restarts = Some(watched.restarts);
             guest.last_restart_reason = watched.reason;

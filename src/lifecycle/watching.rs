@@ -197,6 +197,7 @@ mod tests {
     use super::super::overview;
     use super::*;
     use crate::monitor::protocol::{Answer, Request, Watched, line};
+    use crate::monitor::since_boot;
     use crate::report::Exit;
     use crate::toolstack::State;
 
@@ -215,7 +216,8 @@ mod tests {
                         Request::Hold => Answer::Held { guests },
                         Request::Release { .. } => Answer::Released,
                         Request::Status => {
-                            let watched = |guest| Watched { guest, restarts: 3, reason: Some("crash".to_owned()) };
+                            let (started, reason) = (Some(since_boot()), Some("crash".to_owned()));
+                            let watched = |guest| Watched { guest, started, restarts: 3, reason: reason.clone() };
                             Answer::Status { pid: 7, guests: guests.into_iter().map(watched).collect() }
                         }
                         Request::Settle => Answer::Settled { waiting: Vec::new() },
@@ -243,6 +245,7 @@ mod tests {
             table = seen.expect("answered").table();
         });
         assert!(table.contains("monitor") && table.contains("3 (crash)"), "{table}");
+        assert!(table.contains(" 0:00:0"), "the monitor knows since when it runs: {table}");
         assert_eq!((bench.start(), bench.stop()), (Exit::Done, Exit::Done), "{}", bench.err());
         let expected = [Request::Status, Request::Settle, Request::Hold, Request::Release { stopped: None }];
         assert_eq!(monitor.join().expect("no panic"), expected);

@@ -90,6 +90,9 @@ pub struct Watched {
     /// Which one.
     #[serde(flatten)]
     pub guest: Guest,
+    /// When it was let run, in seconds since the host was booted. A monitor of an earlier version does not tell.
+    #[serde(default)]
+    pub started: Option<u64>,
     /// How often it has been restarted since it was started from its file or image.
     pub restarts: u32,
     /// Why it was restarted last.
@@ -133,5 +136,7 @@ mod tests {
         let text = line(&answer);
         assert_eq!(text.matches('\n').count(), 1);
         assert_eq!(serde_json::from_str::<Answer>(&text).expect("an answer"), answer);
+        let earlier = format!(r#"{{"domid":3,"uuid":"{uuid}","name":"web","restarts":1,"reason":null}}"#);
+        assert_eq!(serde_json::from_str::<Watched>(&earlier).expect("of an earlier version").started, None);
     }
 }

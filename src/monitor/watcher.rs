@@ -539,6 +539,7 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
                 Ok(Request::Status) => {
                     let guests = self.watched.values().map(|watched| super::protocol::Watched {
                         guest: watched.guest.clone(),
+                        started: Some(watched.mark.started),
                         restarts: watched.mark.restarts,
                         reason: watched.mark.reason.clone(),
                     });

@@ -405,16 +405,14 @@ impl Toolstack for Libxl {
     }
 
     fn domains(&self) -> Result<Vec<Domain>, Error> {
-        let now = SystemTime::now();
         let list = self.context.list().map_err(|e| failed("list domains", &e))?;
         Ok(list
             .into_iter()
             .map(|info| {
                 let name = self.context.name(info.domid);
-                // xenstored is asked for each of these. A stub domain has its guest's name with this ending, also when
+                // xenstored is asked for each of these, so no more is asked than everybody needs. A stub domain has its guest's name with this ending, also when
                 // the guest is renamed.
                 let may_be_stubdom = name.as_ref().is_none_or(|name| name.ends_with("-dm"));
-                let started = self.context.start_time(info.domid);
                 Domain {
                     domid: info.domid,
                     uuid: info.uuid,
@@ -426,10 +424,15 @@ impl Toolstack for Libxl {
                     max_memory_kib: info.max_kib,
                     vcpus: info.vcpus_online,
                     cpu_time: info.cpu_time,
-                    uptime: started.and_then(|started| now.duration_since(started).ok()),
+                    uptime: None,
                 }
             })
             .collect())
+    }
+
+    fn uptime(&self, domain: &Domain) -> Option<Duration> {
+        // One that lies in the future tells of a wrong clock.
+        SystemTime::now().duration_since(self.context.start_time(domain.domid)?).ok()
     }
 
     fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {

@@ -83,7 +83,7 @@ pub struct Domain {
     pub vcpus: u32,
     /// CPU time used by all its vCPUs.
     pub cpu_time: Duration,
-    /// How long ago it was started. `None` when nobody recorded it.
+    /// How long ago it was started, if the list tells; [`Toolstack::uptime`] asks for it otherwise.
     pub uptime: Option<Duration>,
 }
 
@@ -219,6 +219,11 @@ pub trait Toolstack: Send + Sync {
 
     /// All domains, dom0 included.
     fn domains(&self) -> Result<Vec<Domain>, Error>;
+
+    /// How long ago a domain was started. `None` when nobody recorded it.
+    fn uptime(&self, domain: &Domain) -> Option<Duration> {
+        domain.uptime
+    }
 
     /// Creates a guest and leaves it paused. After an error no half-made domain is left.
     fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error>;

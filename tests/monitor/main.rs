@@ -248,6 +248,7 @@ fn each_reason_has_each_action() {
                 (&json!(1), &json!(reason.replace('_', "-")))
             );
             assert_eq!(guest["watched_by"], "monitor", "{name}");
+            assert!(guest["uptime_seconds"].as_u64().is_some_and(|seconds| seconds < 600), "{name}: {guest}");
             let mac = |domain: Option<Value>| domain.expect("there")["config"]["nics"][0]["mac"].clone();
             assert_eq!(mac(now), mac(domain(&before, name)), "{name}");
         } else if *action == "preserve" {

@@ -76,7 +76,10 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     disaster: Mutex<Option<String>>,
     waiting: Mutex<HashMap<usize, Weak<dyn Interrupt>>>,
-    pump: Mutex<Option<JoinHandle<()>>>,
+    /// Until the event thread has it, which is not started before there is something to wait for.
+    idle: Mutex<Option<Pump>>,
+    /// The event thread.
+    thread: Mutex<Option<JoinHandle<()>>>,
     version: Mutex<Option<Version>>,
 }
 
@@ -145,6 +148,23 @@ impl Shared {
         self.registry.interrupt_all();
     }
 
+    /// Sees to it that the event thread runs, which drives what is going to be started.
+    pub(crate) fn drive(&self) -> std::io::Result<()> {
+        let mut thread = lock(&self.thread);
+        let Some(shared) = lock(&self.idle).as_ref().map(|pump| Arc::clone(&pump.shared)) else { return Ok(()) };
+        if thread.is_none() {
+            let run = move || {
+                let pump = lock(&shared.idle).take();
+                drop(shared);
+                if let Some(pump) = pump {
+                    pump.run();
+                }
+            };
+            *thread = Some(std::thread::Builder::new().name("libxl events".into()).spawn(run)?);
+        }
+        Ok(())
+    }
+
     /// Has the thread that waits for libxl ask it anew what to wait for.
     pub(crate) fn wake_pump(&self) {
         // An eventfd write can only fail when its counter is full, and then the reader is woken anyway.
@@ -203,20 +223,28 @@ impl Drop for User {
             return;
         }
         self.0.wake_pump();
-        // The last user may be a completion callback; the context is then freed as soon as libxl has got its thread
-        // back. Anyone else waits for that, so that a dropped context is really gone.
-        let pump = if IN_CALLBACK.get() { None } else { lock(&self.0.pump).take() };
-        if let Some(pump) = pump {
+        if IN_CALLBACK.get() {
+            // The last user is a completion callback: the event thread frees the context as soon as libxl has got its
+            // thread back. Anyone else waits for that, so that a dropped context is really gone.
+            return;
+        }
+        let thread = lock(&self.0.thread).take();
+        match thread {
             // The event thread has no code of the caller's that could panic; and there is nobody to tell.
-            let _ = pump.join();
+            Some(thread) => drop(thread.join()),
+            // There was nothing to wait for, and nobody else can begin anything any more.
+            None => {
+                let pump = lock(&self.0.idle).take();
+                drop(pump);
+            }
         }
     }
 }
 
-/// A connection to libxl: logger, event thread and everything that can be asked.
+/// A connection to libxl: logger, event thread, and everything that can be asked.
 ///
-/// Clones share one libxl context. A context has one event thread, which sleeps in `poll` until libxl has
-/// something to do; completion callbacks run on it. The C context is freed when the last clone, [`Operation`] and
+/// Clones share one libxl context. From its first [`Operation`] or [`DomainEvents`] on a context has one event thread,
+/// which sleeps in `poll` until libxl has something to do; completion callbacks run on it. The C context is freed when the last clone, [`Operation`] and
 /// [`DomainEvents`] is gone: an operation that was started goes on even if nobody keeps a handle.
 ///
 /// libxl builds a new domain's memory inside the *calling* thread with the context locked, so guests that are
@@ -244,7 +272,7 @@ struct Hooks {
 }
 
 impl Context {
-    /// Connects to the hypervisor and to xenstored through `library`, and starts the event thread.
+    /// Connects to the hypervisor and to xenstored through `library`.
     ///
     /// `children` says who handles SIGCHLD in this process; `sink`, if given, receives every log line.
     ///
@@ -282,7 +310,8 @@ impl Context {
             registry: Registry::default(),
             disaster: Mutex::new(None),
             waiting: Mutex::new(HashMap::new()),
-            pump: Mutex::new(None),
+            idle: Mutex::new(None),
+            thread: Mutex::new(None),
             version: Mutex::new(None),
         });
         let hooks = Box::pin(Hooks {
@@ -300,8 +329,7 @@ impl Context {
             },
         });
         let user_data = Arc::as_ptr(&shared).cast_mut().cast::<c_void>();
-        // SAFETY: `hooks` and `shared` are owned by the event thread, which frees the context before it drops
-        // them, so both pointers stay good as long as the context does. Nothing else uses the context yet.
+        // SAFETY: `hooks` and `shared` will be owned by the `Pump`, which frees the context before it drops them, so both pointers stay good as long as the context does. Nothing else uses the context yet.
         unsafe {
             shared.lib().libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
             shared.lib().libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);
@@ -310,16 +338,8 @@ impl Context {
         let version = unsafe { read_version(shared.lib().libxl_get_version_info(ctx.as_ptr())) };
         *lock(&shared.version) = version;
 
-        let pump = Pump { shared: Arc::clone(&shared), _hooks: hooks };
-        let user = User(Arc::clone(&shared));
-        match std::thread::Builder::new().name("libxl events".into()).spawn(move || pump.run()) {
-            Ok(handle) => {
-                *lock(&shared.pump) = Some(handle);
-                Ok(Self { user })
-            }
-            // `pump` was dropped with the closure and has freed the context.
-            Err(e) => Err(system(e)),
-        }
+        *lock(&shared.idle) = Some(Pump { shared: Arc::clone(&shared), _hooks: hooks });
+        Ok(Self { user: User(shared) })
     }
 
     /// The libxl release that this context uses.
@@ -386,7 +406,7 @@ pub(crate) unsafe fn string(s: *const c_char) -> Option<String> {
     Some(unsafe { std::ffi::CStr::from_ptr(s) }.to_string_lossy().into_owned())
 }
 
-/// The event thread: owns the C context, drives it while there are users, and frees it.
+/// What the event thread does: owns the C context, drives it while there are users, and frees it.
 struct Pump {
     shared: Arc<Shared>,
     _hooks: Pin<Box<Hooks>>,
@@ -394,8 +414,8 @@ struct Pump {
 
 impl Drop for Pump {
     fn drop(&mut self) {
-        // SAFETY: the context is ours alone now: either the thread never started, or there are no users left,
-        // and every operation in flight and every event generator counts as one. Nothing uses `ctx` afterwards.
+        // SAFETY: the context is ours alone now: there are no users left, and every operation in flight and every event
+        // generator counts as one. Nothing uses `ctx` afterwards.
         let rc = unsafe { self.shared.lib().libxl_ctx_free(self.shared.ctx()) };
         debug_assert_eq!(rc, 0, "libxl_ctx_free has no documented failure");
     }

@@ -206,10 +206,12 @@ impl GuestConfig {
 /// The whole of a regular file. Links are followed; a FIFO is never opened.
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     let read = |source| Error::Read { path: path.to_owned(), source };
-    if !std::fs::metadata(path).map_err(read)?.is_file() {
+    let file = std::fs::metadata(path).map_err(read)?;
+    if !file.is_file() {
         return Err(Error::NotAFile { path: path.to_owned() });
     }
-    let mut text = Vec::new();
+    // In one piece, and room to see that there is no more.
+    let mut text = Vec::with_capacity(usize::try_from(file.len().min(SIZE_LIMIT)).unwrap_or_default() + 1);
     File::open(path).map_err(read)?.take(SIZE_LIMIT + 1).read_to_end(&mut text).map_err(read)?;
     if text.len() as u64 > SIZE_LIMIT {
         return Err(Error::TooLong { path: path.to_owned() });

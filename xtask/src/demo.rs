@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::lab::{Host, Lab, Release, console_log, guest};
+use crate::lab::{Host, Lab, Machine, Release, Threads, console_log, guest};
 use crate::{counter, program, progress};
 
 const GUESTS: [&str; 3] = ["web", "db", "mail"];
@@ -17,7 +17,9 @@ const GUESTS: [&str; 3] = ["web", "db", "mail"];
 pub fn run(workspace: &Path) -> Result<()> {
     let started = Instant::now();
     let program = program::build(workspace)?;
-    let host = Lab::open(workspace)?.host("demo", Release::V4_17)?.up()?;
+    // It is alone on this machine, and its guests are PV.
+    let machine = Machine { threads: Threads::Each, ..Machine::default() };
+    let host = Lab::open(workspace)?.host("demo", Release::V4_17)?.machine(machine).up()?;
     progress::step("installing xendomains and three guests in dom0", || install(&host, &program))?;
 
     println!("\nA host that has just booted. Its guests are named in /etc/xen/auto:");

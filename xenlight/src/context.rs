@@ -63,7 +63,7 @@ pub(crate) trait Interrupt: Send + Sync {
     fn interrupt(&self, why: &str);
 }
 
-/// What a context's users share. The event thread owns the C context and frees it.
+/// What a context's users share. The [`Pump`] owns the C context and frees it.
 pub(crate) struct Shared {
     lib: Library,
     ctx: NonNull<sys::libxl_ctx>,
@@ -149,7 +149,7 @@ impl Shared {
     }
 
     /// Sees to it that the event thread runs, which drives what is going to be started.
-    pub(crate) fn drive(&self) -> std::io::Result<()> {
+    pub(crate) fn drive(&self, action: &'static str, domid: Option<crate::Domid>) -> Result<()> {
         let mut thread = lock(&self.thread);
         let Some(shared) = lock(&self.idle).as_ref().map(|pump| Arc::clone(&pump.shared)) else { return Ok(()) };
         if thread.is_none() {
@@ -160,7 +160,8 @@ impl Shared {
                     pump.run();
                 }
             };
-            *thread = Some(std::thread::Builder::new().name("libxl events".into()).spawn(run)?);
+            let started = std::thread::Builder::new().name("libxl events".into()).spawn(run);
+            *thread = Some(started.map_err(|e| Error::new(action, domid, Cause::System(e)))?);
         }
         Ok(())
     }
@@ -241,11 +242,12 @@ impl Drop for User {
     }
 }
 
-/// A connection to libxl: logger, event thread, and everything that can be asked.
+/// A connection to libxl: logger, event thread and everything that can be asked.
 ///
-/// Clones share one libxl context. From its first [`Operation`] or [`DomainEvents`] on a context has one event thread,
-/// which sleeps in `poll` until libxl has something to do; completion callbacks run on it. The C context is freed when the last clone, [`Operation`] and
-/// [`DomainEvents`] is gone: an operation that was started goes on even if nobody keeps a handle.
+/// Clones share one libxl context. From its first [`Operation`] or watch of a domain on it has one event thread, which
+/// sleeps in `poll` until libxl has something to do; completion callbacks run on it. The C context is freed when the
+/// last clone, [`Operation`] and [`DomainEvents`] is gone: an operation that was started goes on even if nobody keeps a
+/// handle.
 ///
 /// libxl builds a new domain's memory inside the *calling* thread with the context locked, so guests that are
 /// created side by side need one context each. Everything else overlaps on one.
@@ -291,7 +293,7 @@ impl Context {
         let mark = logger.mark();
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` is a place for the result; the logger is owned by `Shared`, which is dropped after the
-        // event thread has freed the context.
+        // `Pump` has freed the context.
         let rc = unsafe {
             library.inside(None).libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION as c_int, 0, logger.as_raw())
         };
@@ -329,7 +331,8 @@ impl Context {
             },
         });
         let user_data = Arc::as_ptr(&shared).cast_mut().cast::<c_void>();
-        // SAFETY: `hooks` and `shared` will be owned by the `Pump`, which frees the context before it drops them, so both pointers stay good as long as the context does. Nothing else uses the context yet.
+        // SAFETY: `hooks` and `shared` go to the `Pump` below, which frees the context before it drops them, so both
+        // pointers stay good as long as the context does. Nothing else uses the context yet.
         unsafe {
             shared.lib().libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
             shared.lib().libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);

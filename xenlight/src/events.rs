@@ -284,7 +284,7 @@ impl Registry {
 
 fn generate(shared: &Shared, domid: Domid, number: u64) -> Result<Generator> {
     const ACTION: &str = "watch domain";
-    shared.drive().map_err(|e| Error::new(ACTION, Some(domid), Cause::System(e)))?;
+    shared.drive(ACTION, Some(domid))?;
     let mark = shared.logger.mark();
     let mut generator = std::ptr::null_mut();
     // SAFETY: the context is alive (the caller is a user of it, or libxl itself calls); `generator` is a place for
@@ -301,7 +301,7 @@ fn generate_ejects(shared: &Shared, domid: Domid, vdev: &str, number: u64) -> Re
     let vdev = CString::new(vdev).map_err(|_| {
         Error::new(ACTION, Some(domid), Cause::BadArgument(format!("{vdev:?} contains a NUL byte")))
     })?;
-    shared.drive().map_err(|e| Error::new(ACTION, Some(domid), Cause::System(e)))?;
+    shared.drive(ACTION, Some(domid))?;
     let mark = shared.logger.mark();
     let mut generator = std::ptr::null_mut();
     // SAFETY: the context is alive (the caller is a user of it); the name lives during the call; `generator` is a place

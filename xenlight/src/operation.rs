@@ -146,7 +146,7 @@ where
     if let Some(why) = user.disaster() {
         return Err(Error::new(action, domid, Cause::Disaster(why)));
     }
-    user.drive().map_err(|e| Error::new(action, domid, Cause::System(e)))?;
+    user.drive(action, domid)?;
     let mark = user.logger.mark();
     let outcome = Arc::new(Outcome { progress: Mutex::new(Progress::Running(None)), done: Condvar::new() });
     let slot = Arc::new(Slot { complete: Mutex::new(None) });

@@ -91,7 +91,6 @@ pub struct Watched {
     #[serde(flatten)]
     pub guest: Guest,
     /// When it was let run, in seconds since the host was booted. A monitor of an earlier version does not tell.
-    #[serde(default)]
     pub started: Option<u64>,
     /// How often it has been restarted since it was started from its file or image.
     pub restarts: u32,

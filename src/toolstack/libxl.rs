@@ -410,8 +410,8 @@ impl Toolstack for Libxl {
             .into_iter()
             .map(|info| {
                 let name = self.context.name(info.domid);
-                // xenstored is asked for each of these, so no more is asked than everybody needs. A stub domain has its guest's name with this ending, also when
-                // the guest is renamed.
+                // xenstored is asked for each of these, so no more is asked than everybody needs. A stub domain has its
+                // guest's name with this ending, also when the guest is renamed.
                 let may_be_stubdom = name.as_ref().is_none_or(|name| name.ends_with("-dm"));
                 Domain {
                     domid: info.domid,

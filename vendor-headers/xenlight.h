@@ -1,5 +1,5 @@
 /*
- * xenlight.h: the part of libxl (libxenlight) and xentoollog that this project uses, declared in our own words.
+ * xenlight.h: the part of libxl (libxenlight), xentoollog and libxenctrl that this project uses, declared in our own words.
  *
  * Not Xen's libxl.h and not to be mixed with it: the names of functions, types and constants are those of the library,
  * because they have to be, but only what we call is here, and structs that we never look into stay opaque.

@@ -191,7 +191,9 @@ mod tests {
     }
 
     fn no_library() -> Result<Mock, OpenError> {
-        let error = xenlight::Library::open_in(Path::new("/nonexistent"), xenlight::Release::new(4, 17));
+        // SAFETY: there is no such file.
+        let error =
+            unsafe { xenlight::Library::open_in(Path::new("/nonexistent"), xenlight::Release::new(4, 17)) };
         Err(OpenError::Library(error.expect_err("nothing is there")))
     }
 

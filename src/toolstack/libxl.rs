@@ -2,13 +2,12 @@
 
 mod monitoring;
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,7 +16,7 @@ use serde_json::Value;
 use uuid::Uuid;
 use xenlight::{
     Cause, Children, Context, DomainChange, DomainConfig, DomainEvent, DomainEvents, DomainInfo, ErrorCode,
-    Library, LogLevel, LogRecord, LogSink, Operation, Release, SaveFlags, Trigger, Wait,
+    Library, LogLevel, LogRecord, LogSink, Operation, Release, SaveEnd, SaveFlags, Trigger, Wait,
 };
 
 use super::create_lock;
@@ -38,9 +37,6 @@ const ABORT_GRACE: Duration = Duration::from_secs(60);
 /// More NUMA nodes than any host has.
 const NODE_LIMIT: usize = 4096;
 
-/// How long a guest that has been asked to suspend may still do so after the save was aborted: libxl's own limit.
-const LATE_SUSPEND: Duration = Duration::from_secs(60);
-
 /// Why libxl can't be used on this host.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -60,48 +56,26 @@ pub struct Libxl {
     library: Library,
     context: Context,
     verbose: bool,
-    /// What the guests were asked for.
-    asked: Arc<Asked>,
     interrupt: Arc<Interrupt>,
     /// Where memory for guests comes from. `None`: from what is free only.
     memory: Option<Memory>,
 }
 
-/// What libxl says, in every release so far, when it asks a guest to suspend itself.
-const ASKS_TO_SUSPEND: &str = " suspend request via ";
-
-/// Listens to libxl's log.
-struct Log {
-    /// Whether it is written to standard error as it comes.
-    verbose: bool,
-    asked: Arc<Asked>,
-}
-
-/// The domains that were asked to suspend themselves since somebody has begun to look.
-#[derive(Default)]
-struct Asked(Mutex<HashSet<Domid>>);
-
-impl Asked {
-    fn domains(&self) -> MutexGuard<'_, HashSet<Domid>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// Writes libxl's log to standard error as it comes.
+struct Log;
 
 impl LogSink for Log {
     fn record(&self, record: &LogRecord) {
-        if self.verbose && record.level != LogLevel::Progress {
+        if record.level != LogLevel::Progress {
             eprintln!("{record}");
-        }
-        if record.level == LogLevel::Debug && record.text.contains(ASKS_TO_SUSPEND) {
-            self.asked.domains().extend(record.domid());
         }
     }
 }
 
-fn connect(library: &Library, verbose: bool, asked: &Arc<Asked>) -> Result<Context, xenlight::Error> {
-    let sink = Box::new(Log { verbose, asked: Arc::clone(asked) });
+fn connect(library: &Library, verbose: bool) -> Result<Context, xenlight::Error> {
+    let sink = verbose.then(|| Box::new(Log) as Box<dyn LogSink>);
     // Several contexts, each with children: the one mode in which libxl allows that.
-    Context::open(library, Children::LibxlReapsOwn, Some(sink))
+    Context::open(library, Children::LibxlReapsOwn, sink)
 }
 
 impl Libxl {
@@ -125,15 +99,14 @@ impl Libxl {
         verbose: bool,
         interrupt: Arc<Interrupt>,
     ) -> Result<Self, OpenError> {
-        let asked = Arc::default();
-        let context = connect(&library, verbose, &asked).map_err(OpenError::Connect)?;
+        let context = connect(&library, verbose).map_err(OpenError::Connect)?;
         let version = context.version().ok();
         let command_line = version.as_ref().map(|version| version.commandline.as_str());
         let memory = xl_conf.autoballoon.is_on(context.release().minor, command_line).then(|| {
             let lock = xl_conf.lockfile.as_deref().unwrap_or(Path::new(create_lock::DEFAULT));
             Memory::new(context.clone(), lock, Arc::clone(&interrupt))
         });
-        Ok(Self { library, context, verbose, asked, interrupt, memory })
+        Ok(Self { library, context, verbose, interrupt, memory })
     }
 
     /// The release in use.
@@ -144,7 +117,7 @@ impl Libxl {
     /// A context of its own for a call that builds a domain: libxl does that with the context locked, so on a shared
     /// one builds would wait for each other, and all other calls for them.
     fn builder(&self, action: &'static str) -> Result<Context, Error> {
-        connect(&self.library, self.verbose, &self.asked).map_err(|e| failed(action, &e))
+        connect(&self.library, self.verbose).map_err(|e| failed(action, &e))
     }
 
     /// Sees to it that there is memory for a guest, where that is done. Keeps xl's lock and the memory until dropped.
@@ -197,54 +170,33 @@ impl Libxl {
         self.context.list().ok()?.into_iter().find(made).map(|info| info.domid)
     }
 
-    /// After an abort the guest may be on its way into the suspend that it was asked for, which can't be taken back: it
-    /// would stay suspended for ever. Waits until it has got there (or has ended).
-    fn await_late_suspend(&self, domain: &Domain, events: &DomainEvents) {
-        let suspended = self.context.info(domain.domid).is_ok_and(|info| info.shutdown.is_some());
-        if !suspended {
-            // Any end will do: what it was is looked at afterwards. So is a failure to wait.
-            let _ = events.next_until(Some(Instant::now() + LATE_SUSPEND));
-        }
-    }
-
     /// Writes a guest's state to a file or to whoever is at the other end of a pipe, and leaves it suspended. After an
     /// error it runs on, if it can be let run.
     fn suspend_to(
         &self,
         action: &'static str,
-        domain: &Domain,
+        domid: Domid,
         stream: OwnedFd,
         flags: SaveFlags,
         deadline: Option<Instant>,
     ) -> Result<(), Error> {
-        self.asked.domains().remove(&domain.domid);
-        let events = self.context.domain_events();
-        let save =
-            events.watch(domain.domid, domain.uuid).and_then(|()| self.context.save(domain.domid, stream, flags));
-        let (outcome, timed_out) = self.within(save, deadline);
-        outcome.map(drop).map_err(|e| {
-            // A guest that is copied while it runs is asked only when little of it is left.
-            if timed_out && (!flags.live || self.asked.domains().contains(&domain.domid)) {
-                self.await_late_suspend(domain, &events);
+        let mut save = match self.context.save(domid, stream, flags) {
+            Ok(save) => save,
+            Err(e) => return Err(failed(action, &e)),
+        };
+        let outcome = block_until(&mut save, deadline, Some(&self.interrupt));
+        let timed_out = outcome.is_none();
+        let outcome = outcome.map_or_else(|| Wait::Pending(save), Wait::Done);
+        match self.context.end_save(domid, outcome) {
+            SaveEnd::Saved(_) => Ok(()),
+            SaveEnd::Running(e) | SaveEnd::Ended(e) => Err(Error { timed_out, ..failed(action, &e) }),
+            SaveEnd::Suspended { error, resume } => {
+                let mut error = Error { timed_out, left_suspended: true, ..failed(action, &error) };
+                error.cause += &format!("; it could not be resumed either: {resume}");
+                Err(error)
             }
-            self.resume_after(domain.domid, Error { timed_out, ..failed(action, &e) })
-        })
-    }
-
-    /// Lets a guest run on after a failed save. libxl refuses, and changes nothing, when it was never suspended.
-    fn resume_after(&self, domid: Domid, mut error: Error) -> Error {
-        let resumed = self.context.resume(domid, true).and_then(Operation::wait);
-        if let Err(e) = resumed {
-            match self.context.info(domid) {
-                Ok(info) if info.shutdown != Some(xenlight::ShutdownReason::Suspend) => {}
-                Ok(_) => {
-                    error.left_suspended = true;
-                    error.cause += &format!("; it could not be resumed either: {e}");
-                }
-                Err(info) => error.cause += &format!("; what became of it is not known: {info}"),
-            }
+            other => Err(Error::new(action, format!("an outcome that this program does not know: {other:?}"))),
         }
-        error
     }
 
     /// Waits for an operation until the deadline or until the program is asked to end, then aborts it. Says whether it
@@ -466,11 +418,11 @@ impl Toolstack for Libxl {
             target.write_header(&without_domid(config.into_json())).and_then(|()| target.file().try_clone());
         let stream =
             prepared.map_err(|e| Error::new(ACTION, format!("can't write {}: {e}", target.path().display())))?;
-        self.suspend_to(ACTION, domain, stream.into(), SaveFlags::default(), deadline)
+        self.suspend_to(ACTION, domain.domid, stream.into(), SaveFlags::default(), deadline)
     }
 
     fn send(&self, domain: &Domain, stream: OwnedFd, debug: bool, deadline: Option<Instant>) -> Result<(), Error> {
-        self.suspend_to("migrate", domain, stream, SaveFlags { live: true, debug }, deadline)
+        self.suspend_to("migrate", domain.domid, stream, SaveFlags { live: true, debug }, deadline)
     }
 
     fn rename(&self, domid: Domid, from: &str, to: &str) -> Result<(), Error> {

@@ -64,7 +64,8 @@ fn play() {
         return;
     };
     let directory = PathBuf::from(std::env::var_os("CRASH_DOM0").expect("a directory"));
-    let library = Library::open_in(&directory, Release::new(4, 17)).expect("the fake opens");
+    // SAFETY: the fake behaves like libxl.
+    let library = unsafe { Library::open_in(&directory, Release::new(4, 17)) }.expect("the fake opens");
     let report = Reporter::new(Box::new(std::io::stdout()), Box::new(std::io::stderr()));
     let interrupt = Arc::new(Interrupt::new().expect("a descriptor"));
     let open = |_: ToolstackChoice,

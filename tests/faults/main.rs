@@ -110,7 +110,8 @@ impl Dom0 {
         let directory = tempfile::tempdir().expect("a directory");
         let host = dom0::lay_out(directory.path(), settings);
         let path = fake_libxl::install(directory.path(), "4.17");
-        let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
+        // SAFETY: the fake behaves like libxl.
+        let library = unsafe { Library::open_in(directory.path(), Release::new(4, 17)) }.expect("the fake opens");
         let control = Fake::new(directory.path(), &path);
         control.host(json!({ "domains": guests }));
         let interrupt = Arc::new(Interrupt::new().expect("a descriptor"));

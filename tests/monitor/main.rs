@@ -64,7 +64,8 @@ impl Dom0 {
         let directory = tempfile::tempdir().expect("a directory");
         let host = dom0::lay_out(directory.path(), &format!("XENDOMAINS_RESTART_PAUSE=0\n{settings}"));
         let path = fake_libxl::install(directory.path(), "4.17");
-        let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
+        // SAFETY: the fake behaves like libxl.
+        let library = unsafe { Library::open_in(directory.path(), Release::new(4, 17)) }.expect("the fake opens");
         let control = Control::open(&path);
         Self { directory, host, library, control }
     }

@@ -58,7 +58,8 @@ fn costs(guests: usize) -> Vec<(&'static str, Cost)> {
     let directory = tempfile::tempdir().expect("a directory");
     let host = dom0::lay_out(directory.path(), "XENDOMAINS_SAVE=\n");
     let path = fake_libxl::install(directory.path(), "4.17");
-    let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
+    // SAFETY: the fake behaves like libxl.
+    let library = unsafe { Library::open_in(directory.path(), Release::new(4, 17)) }.expect("the fake opens");
     let control = Control::open(&path);
     let names: Vec<String> = (0..guests).map(|number| format!("guest{number}")).collect();
     control.host(json!({ "domains": names.iter().map(|name| json!({ "name": name })).collect::<Value>() }));

@@ -97,7 +97,8 @@ impl Target {
         let own = directory.join(format!("{name}.host"));
         fs::create_dir(&own).expect("a directory");
         let path = fake_libxl::install(&own, "4.17");
-        let library = Library::open_in(&own, Release::new(4, 17)).expect("the fake opens");
+        // SAFETY: the fake behaves like libxl.
+        let library = unsafe { Library::open_in(&own, Release::new(4, 17)) }.expect("the fake opens");
         let calls = directory.join(format!("{name}.calls"));
         rustix::fs::mkfifoat(rustix::fs::CWD, &calls, Mode::RWXU).expect("a named pipe");
         // Open in both directions it never comes to an end.

@@ -134,7 +134,8 @@ void libxl_domain_restore_params_init(libxl_domain_restore_params *params);
 void libxl_domain_restore_params_dispose(libxl_domain_restore_params *params);
 
 /**
- * Restarts a guest in place, after it shut down with reason soft reset.
+ * Restarts a guest in place, after it shut down with reason soft reset. `how` must be null: at completion libxl writes to the
+ * stack frame of this call.
  */
 int libxl_domain_soft_reset(libxl_ctx *ctx, libxl_domain_config *config, uint32_t domid, const libxl_asyncop_how *how,
                             const libxl_asyncprogress_how *console);
@@ -456,3 +457,20 @@ void libxl_uuid_generate(libxl_uuid *uuid_out);
  * Reads a UUID from text.
  */
 int libxl_uuid_from_string(libxl_uuid *uuid_out, const char *text);
+
+/* ---- libxenctrl, the library below libxl: found through libxl, which is linked to it ---- */
+
+/**
+ * Opens the hypervisor's interface. Null on failure. `logger` null: standard error. `flags` 0.
+ */
+xc_interface *xc_interface_open(xentoollog_logger *logger, xentoollog_logger *builder_logger, unsigned flags);
+
+/**
+ * Closes the hypervisor's interface (or null).
+ */
+int xc_interface_close(xc_interface *xch);
+
+/**
+ * The text of an errno value, in a buffer of the calling thread.
+ */
+const char *xc_strerror(xc_interface *xch, int errcode);

@@ -55,6 +55,11 @@ typedef enum xentoollog_level {
  */
 typedef struct xentoollog_logger xentoollog_logger;
 
+/**
+ * A connection to the hypervisor, as libxenctrl has it.
+ */
+typedef struct xc_interface_core xc_interface;
+
 /* ---- libxl: handles and opaque types ---- */
 
 /**

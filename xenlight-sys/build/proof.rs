@@ -17,6 +17,7 @@ const BEGIN: &str = "\
 #include <libxl_event.h>
 #include <libxl_utils.h>
 #include <libxlutil.h>
+#include <xenctrl.h>
 #include <xentoollog.h>
 #include <stddef.h>
 

@@ -53,10 +53,12 @@
 //! - **Libraries stay open.** The first context registers fork handlers that point into libxl; a closed library would crash
 //!   the next fork. Dropping a [`Library`] closes nothing.
 //! - **Logging happens in forked children too**, where a lock may be held for ever. Use the [`logger`], which is made for it.
-//! - **libxl forks children that go on inside it** (the one that has the hypervisor destroy a domain, for example). libxencall
-//!   has one mutex for all contexts of a process: a child that is forked while another thread makes hypercalls, with whatever
-//!   context, may wait for it for ever. A program with several threads in libxl gives `libxl_childproc_setmode` a
-//!   `fork_replacement` that forks when no other thread is inside.
+//! - **libxl forks children that go on inside it** (the one that has the hypervisor destroy a domain, for example). The
+//!   libraries below it have mutexes for all contexts of a process: a child that is forked while another thread holds one, with
+//!   whatever context, waits for it for ever. A program with several threads in libxl gives `libxl_childproc_setmode` a
+//!   `fork_replacement` whose child proves that it can take them (`xc_interface_open`, `xc_strerror`, `xc_interface_close`)
+//!   before it returns; the parent kills one that can't and forks another.
+//! - **`libxl_domain_soft_reset` only without a `how`**: with one, it writes to a stack frame that is gone.
 //! - **An asynchronous call** that returns 0 reports its end exactly once, perhaps before it returns, on any thread; one that
 //!   returns something else never does. All its arguments except the `how` must stay alive until then.
 //! - **Always install `disaster`** (`libxl_event_register_callbacks`), else libxl ends the process when events are lost.

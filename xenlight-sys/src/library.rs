@@ -43,7 +43,11 @@ impl Library {
     ///
     /// # Errors
     /// As [`Library::open`].
-    pub fn open_in(dir: &Path, release: Release) -> Result<Self, OpenError> {
+    ///
+    /// # Safety
+    /// The file of that name in the directory is the library of that release, or behaves like it: its code runs in this
+    /// process from now on, and nothing but its name is checked.
+    pub unsafe fn open_in(dir: &Path, release: Release) -> Result<Self, OpenError> {
         Self::open_path(release, dir.join(release.libxenlight()))
     }
 
@@ -82,7 +86,11 @@ impl Utility {
     ///
     /// # Errors
     /// As [`Library::open`].
-    pub fn open_in(dir: &Path, release: Release) -> Result<Self, OpenError> {
+    ///
+    /// # Safety
+    /// The file of that name in the directory is the library of that release, or behaves like it: its code runs in this
+    /// process from now on, and nothing but its name is checked.
+    pub unsafe fn open_in(dir: &Path, release: Release) -> Result<Self, OpenError> {
         Self::open_path(release, dir.join(release.libxlutil()))
     }
 

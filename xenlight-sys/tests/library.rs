@@ -45,7 +45,8 @@ fn opens_a_library_with_all_declared_functions() {
     let names: Vec<&str> = functions.iter().map(String::as_str).collect();
     build_library(&dir.path().join("libxenlight.so.4.17"), &names);
 
-    let library = Library::open_in(dir.path(), RELEASE).unwrap();
+    // SAFETY: a library that the test has built, or none.
+    let library = unsafe { Library::open_in(dir.path(), RELEASE) }.unwrap();
     assert_eq!(library.release(), RELEASE);
     assert_eq!(library.path(), dir.path().join("libxenlight.so.4.17"));
     // SAFETY: the function that we built ignores its arguments.
@@ -68,18 +69,21 @@ fn opens_the_utility_library_by_itself() {
     let names: Vec<&str> = functions.iter().map(String::as_str).collect();
     build_library(&dir.path().join("libxlutil.so.4.17"), &names);
 
-    let utility = Utility::open_in(dir.path(), RELEASE).unwrap();
+    // SAFETY: a library that the test has built, or none.
+    let utility = unsafe { Utility::open_in(dir.path(), RELEASE) }.unwrap();
     assert_eq!((utility.release(), utility.path()), (RELEASE, &*dir.path().join("libxlutil.so.4.17")));
     // SAFETY: the function that we built ignores its arguments.
     assert_eq!(unsafe { utility.xlu_cfg_readfile(std::ptr::null_mut(), std::ptr::null()) }, 42);
-    assert!(matches!(Library::open_in(dir.path(), RELEASE), Err(OpenError::NotInstalled { .. })));
+    // SAFETY: a library that the test has built, or none.
+    assert!(matches!(unsafe { Library::open_in(dir.path(), RELEASE) }, Err(OpenError::NotInstalled { .. })));
 }
 
 #[test]
 fn names_the_function_that_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     build_library(&dir.path().join("libxenlight.so.4.17"), &["libxl_ctx_alloc", "libxl_ctx_free"]);
-    let error = Library::open_in(dir.path(), RELEASE).unwrap_err();
+    // SAFETY: a library that the test has built, or none.
+    let error = unsafe { Library::open_in(dir.path(), RELEASE) }.unwrap_err();
     assert!(matches!(error, OpenError::MissingFunction { .. }), "{error:?}");
     assert!(error.to_string().contains("lacks a function"), "{error}");
     let source = error.source().unwrap().to_string();
@@ -89,7 +93,8 @@ fn names_the_function_that_is_missing() {
 #[test]
 fn says_which_package_is_missing() {
     let dir = tempfile::tempdir().unwrap();
-    let error = Library::open_in(dir.path(), RELEASE).unwrap_err();
+    // SAFETY: a library that the test has built, or none.
+    let error = unsafe { Library::open_in(dir.path(), RELEASE) }.unwrap_err();
     assert!(matches!(error, OpenError::NotInstalled { release: RELEASE, .. }), "{error:?}");
     let text = error.to_string();
     for part in
@@ -99,7 +104,8 @@ fn says_which_package_is_missing() {
     }
     assert!(error.source().unwrap().to_string().contains("No such file"));
 
-    let error = Utility::open_in(dir.path(), RELEASE).unwrap_err();
+    // SAFETY: a library that the test has built, or none.
+    let error = unsafe { Utility::open_in(dir.path(), RELEASE) }.unwrap_err();
     assert!(error.to_string().contains("libxlutil.so.4.17 is not installed"), "{error}");
 }
 
@@ -107,7 +113,8 @@ fn says_which_package_is_missing() {
 fn tells_a_damaged_library_from_a_missing_one() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("libxenlight.so.4.17"), "no library").unwrap();
-    let error = Library::open_in(dir.path(), RELEASE).unwrap_err();
+    // SAFETY: a library that the test has built, or none.
+    let error = unsafe { Library::open_in(dir.path(), RELEASE) }.unwrap_err();
     assert!(matches!(error, OpenError::Unusable { .. }), "{error:?}");
     assert!(error.to_string().contains("can't be loaded"), "{error}");
 }
@@ -130,7 +137,8 @@ fn tells_a_missing_dependency_from_a_missing_library() {
     assert!(status.success());
     fs::remove_file(needed).unwrap();
 
-    let error = Library::open_in(dir.path(), RELEASE).unwrap_err();
+    // SAFETY: a library that the test has built, or none.
+    let error = unsafe { Library::open_in(dir.path(), RELEASE) }.unwrap_err();
     assert!(matches!(error, OpenError::Unusable { .. }), "{error:?}");
     assert!(error.source().unwrap().to_string().contains("libneeded-by-xen.so"));
 }
@@ -141,7 +149,8 @@ fn refuses_releases_that_were_not_verified() {
     for (major, minor) in [(4, 13), (4, 21), (3, 17), (5, 14)] {
         let release = Release::new(major, minor);
         for error in [
-            Library::open_in(dir.path(), release).unwrap_err(),
+            // SAFETY: a library that the test has built, or none.
+            unsafe { Library::open_in(dir.path(), release) }.unwrap_err(),
             Library::open(release).unwrap_err(),
             Utility::open(release).unwrap_err(),
         ] {

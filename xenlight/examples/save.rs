@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use xenlight::{Children, Context, Domid, Library, SaveFlags, Wait};
+use xenlight::{Children, Context, Domid, Library, SaveEnd, SaveFlags};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -18,33 +18,25 @@ fn main() -> Result<()> {
     let domid = context.find(name)?.ok_or_else(|| format!("there is no domain {name}"))?;
     // An image has all of the guest's memory in it: nobody else is to read it. One that is there is not overwritten.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    match save(&context, domid, file) {
-        Ok(()) => {
-            context.destroy(domid)?.wait()?;
-            println!("{name} is in {path}");
-            Ok(())
-        }
-        Err(error) => {
-            remove(Path::new(path));
-            context.resume(domid, true)?.wait()?;
-            println!("{name} runs on");
-            Err(error)
-        }
-    }
+    save(&context, domid, file).inspect_err(|_| remove(Path::new(path)))?;
+    context.destroy(domid)?.wait()?;
+    println!("{name} is in {path}");
+    Ok(())
 }
 
 /// Suspends the domain and writes its state, so that it is there whatever happens to the host afterwards.
 fn save(context: &Context, domid: Domid, file: File) -> Result<()> {
     let operation = context.save(domid, file.into(), SaveFlags::default())?;
-    let file = match operation.wait_until(Instant::now().checked_add(Duration::from_secs(300))) {
-        Wait::Done(saved) => saved?,
-        Wait::Pending(operation) => {
-            operation.abort()?;
-            // It ends in any case, and may have been done in the last moment.
-            operation.wait()?
-        }
-    };
-    Ok(File::from(file).sync_all()?)
+    let outcome = operation.wait_until(Instant::now().checked_add(Duration::from_secs(300)));
+    match context.end_save(domid, outcome) {
+        SaveEnd::Saved(file) => File::from(file).sync_all().or_else(|error| {
+            context.resume(domid, true)?.wait()?;
+            Err(error.into())
+        }),
+        SaveEnd::Running(error) => Err(format!("{error}; the domain runs on").into()),
+        SaveEnd::Suspended { error, resume } => Err(format!("{error}; the domain is suspended: {resume}").into()),
+        other => Err(format!("the domain is gone: {other:?}").into()),
+    }
 }
 
 fn remove(path: &Path) {

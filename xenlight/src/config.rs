@@ -8,7 +8,7 @@ use xenlight_sys::Block;
 use xenlight_sys::libxl as sys;
 
 use crate::context::{Context, User, string};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, ErrorCode, Result};
 use crate::log::muted;
 
 /// A domain's configuration.
@@ -133,9 +133,10 @@ impl RawConfig {
     fn parse(user: &User, json: &Value) -> Result<Self> {
         let text = CString::new(json.to_string()).map_err(|_| bad("it contains a NUL byte"))?;
         let raw = Self::new(user);
+        let lib = user.enter("read domain configuration", None)?;
         let mark = user.logger.mark();
         // SAFETY: the block was just initialised, and the text lives during the call.
-        let rc = unsafe { user.lib().libxl_domain_config_from_json(user.ctx(), raw.as_ptr(), text.as_ptr()) };
+        let rc = unsafe { lib.libxl_domain_config_from_json(user.ctx(), raw.as_ptr(), text.as_ptr()) };
         user.check("read domain configuration", None, mark, rc)?;
         Ok(raw)
     }
@@ -143,8 +144,9 @@ impl RawConfig {
     fn to_json(&self) -> Result<Value> {
         let failed =
             |what: &str| Error::new("write domain configuration", None, Cause::BadAnswer(what.to_owned()));
+        let lib = self.user.enter("write domain configuration", None)?;
         // SAFETY: the block holds an initialised structure.
-        let text = unsafe { self.user.lib().libxl_domain_config_to_json(self.user.ctx(), self.as_ptr()) };
+        let text = unsafe { lib.libxl_domain_config_to_json(self.user.ctx(), self.as_ptr()) };
         // SAFETY: null or a string that is ours to free.
         let text = unsafe { take_string(text) }.ok_or_else(|| failed("no JSON"))?;
         serde_json::from_str(&text).map_err(|e| failed(&format!("unreadable JSON ({e})")))
@@ -259,22 +261,41 @@ fn at<'v>(value: &'v Value, path: &[Step]) -> Option<&'v Value> {
     })
 }
 
-/// Reads what libxl's own file of a domain's configuration says after `libxl_retrieve_domain_configuration`.
+/// The name under which libxl keeps a domain's configuration.
+const STORED: &str = "libxl-json";
+
+/// Reads the configuration that libxl keeps of a domain, brought up to date.
 pub(crate) fn retrieve(user: &User, domid: crate::Domid) -> Result<crate::Operation<DomainConfig>> {
     crate::operation::start(
         user,
         "retrieve configuration",
         Some(domid),
         RawConfig::new(user),
-        |user, raw, how| {
+        |lib, ctx, raw, how| {
             // SAFETY: `raw` is the operation's own configuration block, alive until completion.
-            unsafe { user.lib().libxl_retrieve_domain_configuration(user.ctx(), domid, (*raw).as_ptr(), how) }
+            unsafe { lib.libxl_retrieve_domain_configuration(ctx, domid, (*raw).as_ptr(), how) }
         },
-        |_, raw, status| {
-            status?;
+        move |user, raw, status| {
+            status.map_err(|e| explain(user, domid, e))?;
             raw.to_config()
         },
     )
+}
+
+/// Finds out why a domain's configuration can't be had. libxl only says that it failed, or could not lock the file.
+fn explain(user: &User, domid: crate::Domid, mut error: Error) -> Error {
+    if matches!(error.code(), Some(ErrorCode::Fail | ErrorCode::LockFail)) {
+        let code = match crate::domain::info(user, domid) {
+            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => Some(ErrorCode::DomainNotFound),
+            Err(_) => None,
+            Ok(_) => match crate::domain::userdata(user, domid, STORED) {
+                Ok(None) => Some(ErrorCode::NoStoredConfig),
+                _ => None,
+            },
+        };
+        error.cause = code.map_or(error.cause, Cause::Libxl);
+    }
+    error
 }
 
 #[cfg(test)]

@@ -1,51 +1,28 @@
 //! The libxl context and the thread that drives its events.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
 use xenlight_sys::Release;
 use xenlight_sys::libxl as sys;
 
+use crate::Domid;
+use crate::call::{self, Call};
+use crate::children::{Children, Registered};
 use crate::error::{Cause, Error, ErrorCode, Result};
-use crate::events::Registry;
-use crate::inside::{Inside, fork_alone};
+use crate::events::{Generator, Registry, disable};
+use crate::fork;
 use crate::library::Library;
 use crate::log::{LogLevel, LogSink, Logger};
-
-/// Who takes care of SIGCHLD and of the processes that libxl starts.
-///
-/// The choice concerns the whole process, so it has no default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Children {
-    /// libxl reaps **every** child of this process while it has children of its own. Only one context may have
-    /// children, and `std::process::Child::wait` fails. For programs that do nothing else.
-    LibxlReapsAll,
-    /// libxl keeps a SIGCHLD handler and reaps its own children only. Several contexts may do so side by side, and
-    /// the process may have other children as long as it waits for each by its pid, as `std::process` does. No
-    /// other SIGCHLD handler may be installed (signal-hook and tokio install one: libxl then ends the process).
-    LibxlReapsOwn,
-    /// The application handles SIGCHLD and calls [`Context::child_exited`] for each child it has reaped.
-    Application,
-}
-
-impl Children {
-    fn raw(self) -> sys::libxl_sigchld_owner {
-        match self {
-            Self::LibxlReapsAll => sys::libxl_sigchld_owner_libxl,
-            Self::LibxlReapsOwn => sys::libxl_sigchld_owner_libxl_always_selective_reap,
-            Self::Application => sys::libxl_sigchld_owner_mainloop,
-        }
-    }
-}
+use crate::sync::lock;
 
 /// The hypervisor's version, as libxl reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,15 +37,16 @@ pub struct Version {
 
 /// Something that must hear when the event machinery breaks.
 pub(crate) trait Interrupt: Send + Sync {
-    fn interrupt(&self, why: &str);
+    fn interrupt(&self, logger: &Logger, why: &str);
 }
 
 /// What a context's users share. The [`Pump`] owns the C context and frees it.
 pub(crate) struct Shared {
     lib: Library,
     ctx: NonNull<sys::libxl_ctx>,
-    /// Whose turn it is to call libxl with it.
-    turn: Mutex<()>,
+    /// The process that the context was opened in.
+    pub(crate) pid: libc::pid_t,
+    children: Children,
     pub(crate) logger: Logger,
     /// Handles, operations and event streams. The context is freed when there are none left.
     users: AtomicUsize,
@@ -80,6 +58,10 @@ pub(crate) struct Shared {
     idle: Mutex<Option<Pump>>,
     /// The event thread.
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The event thread's number, once it runs.
+    thread_id: OnceLock<ThreadId>,
+    /// Generators to be given up, which the event thread does.
+    given_up: Mutex<Vec<Generator>>,
     version: Mutex<Option<Version>>,
 }
 
@@ -89,32 +71,37 @@ unsafe impl Send for Shared {}
 // SAFETY: as above; everything else in here is behind mutexes or atomic.
 unsafe impl Sync for Shared {}
 
-thread_local! {
-    /// Set while libxl calls us back on this thread.
-    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs what a callback of libxl's has to do, including the dropping of what it owns.
-pub(crate) fn called_back(f: impl FnOnce()) {
-    let outer = IN_CALLBACK.replace(true);
-    f();
-    IN_CALLBACK.set(outer);
-}
-
-/// Locks a mutex whose holder can't leave it half-changed, so that a panic elsewhere does not spread.
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Shared {
-    /// Permission to call libxl with this context, for one call.
-    pub(crate) fn lib(&self) -> Inside<'_> {
-        self.lib.inside(Some(&self.turn))
+    /// Enters libxl with this context, for one call.
+    pub(crate) fn enter(&self, action: &'static str, domid: Option<Domid>) -> Result<Call<'_>> {
+        self.lib.enter(Some(&self.logger)).map_err(|cause| Error::new(action, domid, cause))
     }
 
-    /// The same for a call that blocks without libxl's lock, during which others may call it.
-    pub(crate) fn lib_beside_others(&self) -> Inside<'_> {
-        self.lib.inside(None)
+    /// libxl's functions, for those that neither use a context nor call back.
+    pub(crate) fn lib(&self) -> &sys::Libxenlight {
+        self.lib.functions()
+    }
+
+    /// Refuses to wait where that would be for ever: in a log sink, which libxl waits for, and on the event thread.
+    pub(crate) fn may_wait(&self, action: &'static str, domid: Option<Domid>) -> Result<()> {
+        let why = if call::is_in_sink() {
+            "a log sink must not wait for libxl, which is waiting for it"
+        } else if self.is_event_thread() {
+            "the event thread, which runs a task's waker, must not wait for itself"
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(action, domid, Cause::NotAllowed(why)))
+    }
+
+    fn is_event_thread(&self) -> bool {
+        self.thread_id.get() == Some(&std::thread::current().id())
+    }
+
+    /// Has the event thread give up a generator, wherever this is called.
+    pub(crate) fn give_up(&self, generator: Generator) {
+        lock(&self.given_up).push(generator);
+        self.wake_pump();
     }
 
     pub(crate) fn ctx(&self) -> *mut sys::libxl_ctx {
@@ -123,6 +110,10 @@ impl Shared {
 
     pub(crate) fn release(&self) -> Release {
         self.lib.release()
+    }
+
+    pub(crate) fn children(&self) -> Children {
+        self.children
     }
 
     pub(crate) fn disaster(&self) -> Option<String> {
@@ -143,17 +134,19 @@ impl Shared {
         self.logger.note(LogLevel::Critical, format!("libxl's event handling broke: {why}"));
         let waiting: Vec<_> = lock(&self.waiting).values().filter_map(Weak::upgrade).collect();
         for waiter in waiting {
-            waiter.interrupt(why);
+            waiter.interrupt(&self.logger, why);
         }
-        self.registry.interrupt_all();
+        self.registry.interrupt_all(&self.logger);
     }
 
     /// Sees to it that the event thread runs, which drives what is going to be started.
-    pub(crate) fn drive(&self, action: &'static str, domid: Option<crate::Domid>) -> Result<()> {
+    pub(crate) fn drive(&self, action: &'static str, domid: Option<Domid>) -> Result<()> {
         let mut thread = lock(&self.thread);
         let Some(shared) = lock(&self.idle).as_ref().map(|pump| Arc::clone(&pump.shared)) else { return Ok(()) };
         if thread.is_none() {
             let run = move || {
+                // Nobody else sets it.
+                let _ = shared.thread_id.set(std::thread::current().id());
                 let pump = lock(&shared.idle).take();
                 drop(shared);
                 if let Some(pump) = pump {
@@ -176,7 +169,7 @@ impl Shared {
     pub(crate) fn check(
         &self,
         action: &'static str,
-        domid: Option<crate::Domid>,
+        domid: Option<Domid>,
         mark: crate::log::Mark,
         rc: c_int,
     ) -> Result<()> {
@@ -189,7 +182,7 @@ impl Shared {
     pub(crate) fn failed(
         &self,
         action: &'static str,
-        domid: Option<crate::Domid>,
+        domid: Option<Domid>,
         mark: crate::log::Mark,
         cause: Cause,
     ) -> Error {
@@ -224,14 +217,16 @@ impl Drop for User {
             return;
         }
         self.0.wake_pump();
-        if IN_CALLBACK.get() {
-            // The last user is a completion callback: the event thread frees the context as soon as libxl has got its
-            // thread back. Anyone else waits for that, so that a dropped context is really gone.
+        if call::is_inside() || self.0.is_event_thread() {
+            // A thread inside libxl may hold what the event thread waits for, so it leaves the rest to that. There is one
+            // unless nothing was ever started. Where none can be made, the context stays open.
+            let _ = self.0.drive("close libxl", None);
             return;
         }
+        // Anyone else waits, so that a dropped context is really gone.
         let thread = lock(&self.0.thread).take();
         match thread {
-            // The event thread has no code of the caller's that could panic; and there is nobody to tell.
+            // Panics on the event thread are caught there.
             Some(thread) => drop(thread.join()),
             // There was nothing to wait for, and nobody else can begin anything any more.
             None => {
@@ -249,8 +244,9 @@ impl Drop for User {
 /// last clone, [`Operation`] and [`DomainEvents`] is gone: an operation that was started goes on even if nobody keeps a
 /// handle.
 ///
-/// libxl builds a new domain's memory inside the *calling* thread with the context locked, so guests that are
-/// created side by side need one context each. Everything else overlaps on one.
+/// libxl builds a new domain's memory, and dumps a core, inside the *calling* thread with the context locked, so guests
+/// that are created side by side need one context each. Everything else overlaps on one. No call with one context keeps
+/// another context waiting.
 ///
 /// Wraps `libxl_ctx`.
 ///
@@ -280,11 +276,21 @@ impl Context {
     ///
     /// # Errors
     /// When libxl can't open the hypervisor's privileged interface or xenstored (not dom0, not root, xenstored not
-    /// running), or a system resource is missing. The log lines in the error say which.
+    /// running), or a system resource is missing. The log lines in the error say which. [`Cause::NotAllowed`] when
+    /// `children` does not go with what this process has: another SIGCHLD handler, or contexts that reap.
     ///
     /// Wraps `libxl_ctx_alloc`, `libxl_event_register_callbacks`, `libxl_childproc_setmode`.
     #[doc(alias = "libxl_ctx_alloc")]
     pub fn open(library: &Library, children: Children, sink: Option<Box<dyn LogSink>>) -> Result<Self> {
+        Self::open_with(library, children, sink.map(Arc::from))
+    }
+
+    /// Opens a context beside this one, with the same choices.
+    pub(crate) fn open_another(&self) -> Result<Self> {
+        Self::open_with(&self.user.lib, self.user.children, self.user.logger.sink())
+    }
+
+    fn open_with(library: &Library, children: Children, sink: Option<Arc<dyn LogSink>>) -> Result<Self> {
         const ACTION: &str = "open libxl";
         let system = |e: std::io::Error| Error::new(ACTION, None, Cause::System(e));
         let logger = Logger::new(sink).map_err(system)?;
@@ -292,20 +298,27 @@ impl Context {
             .map_err(|e| Error::new(ACTION, None, Cause::System(e.into())))?;
         let mark = logger.mark();
         let mut raw = std::ptr::null_mut();
+        let lib = library.enter(None).map_err(|cause| Error::new(ACTION, None, cause))?;
         // SAFETY: `raw` is a place for the result; the logger is owned by `Shared`, which is dropped after the
         // `Pump` has freed the context.
-        let rc = unsafe {
-            library.inside(None).libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION as c_int, 0, logger.as_raw())
-        };
+        let rc = unsafe { lib.libxl_ctx_alloc(&mut raw, sys::LIBXL_VERSION as c_int, 0, logger.as_raw()) };
         let Some(ctx) = NonNull::new(raw).filter(|_| rc == 0) else {
             let mut error = Error::new(ACTION, None, Cause::Libxl(ErrorCode::from_raw(rc)));
             error.log = logger.since(mark, None);
             return Err(error);
         };
+        let code = lib.libxl_ctx_alloc as usize;
+        let (registered, permission) = Registered::take(code, children).map_err(|cause| {
+            // SAFETY: nobody else has the new context, and no operation was started with it.
+            unsafe { lib.libxl_ctx_free(ctx.as_ptr()) };
+            Error::new(ACTION, None, cause)
+        })?;
         let shared = Arc::new(Shared {
             lib: library.clone(),
             ctx,
-            turn: Mutex::new(()),
+            // SAFETY: asks for a number.
+            pid: unsafe { libc::getpid() },
+            children,
             logger,
             users: AtomicUsize::new(1),
             wake,
@@ -314,6 +327,8 @@ impl Context {
             waiting: Mutex::new(HashMap::new()),
             idle: Mutex::new(None),
             thread: Mutex::new(None),
+            thread_id: OnceLock::new(),
+            given_up: Mutex::default(),
             version: Mutex::new(None),
         });
         let hooks = Box::pin(Hooks {
@@ -326,7 +341,7 @@ impl Context {
             },
             children: sys::libxl_childproc_hooks {
                 chldowner: children.raw(),
-                fork_replacement: Some(fork_alone),
+                fork_replacement: Some(fork::tested),
                 reaped_callback: None,
             },
         });
@@ -334,14 +349,15 @@ impl Context {
         // SAFETY: `hooks` and `shared` go to the `Pump` below, which frees the context before it drops them, so both
         // pointers stay good as long as the context does. Nothing else uses the context yet.
         unsafe {
-            shared.lib().libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
-            shared.lib().libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);
+            lib.libxl_event_register_callbacks(ctx.as_ptr(), &hooks.events, user_data);
+            lib.libxl_childproc_setmode(ctx.as_ptr(), &hooks.children, user_data);
         }
+        drop(permission);
         // SAFETY: the context is valid and not shared yet, as this call, which fills a cache, requires.
-        let version = unsafe { read_version(shared.lib().libxl_get_version_info(ctx.as_ptr())) };
+        let version = unsafe { read_version(lib.libxl_get_version_info(ctx.as_ptr())) };
         *lock(&shared.version) = version;
 
-        *lock(&shared.idle) = Some(Pump { shared: Arc::clone(&shared), _hooks: hooks });
+        *lock(&shared.idle) = Some(Pump { shared: Arc::clone(&shared), _hooks: hooks, _registered: registered });
         Ok(Self { user: User(shared) })
     }
 
@@ -368,15 +384,20 @@ impl Context {
     /// Returns whether the child was one of libxl's. Must not be called from a signal handler.
     ///
     /// # Errors
-    /// None that libxl documents apart from "not mine", which is `Ok(false)`.
+    /// [`Cause::NotAllowed`] for a context that was opened with another choice.
     ///
     /// Wraps `libxl_childproc_reaped`.
     #[doc(alias = "libxl_childproc_reaped")]
     pub fn child_exited(&self, pid: i32, status: i32) -> Result<bool> {
         const ACTION: &str = "report a child's exit to libxl";
+        if self.user.children != Children::Application {
+            let cause = Cause::NotAllowed("libxl reaps the children of this context itself");
+            return Err(Error::new(ACTION, None, cause));
+        }
         let mark = self.user.logger.mark();
+        let lib = self.user.enter(ACTION, None)?;
         // SAFETY: the context is alive as long as `self.user`; the other arguments are plain numbers.
-        let rc = unsafe { self.user.lib().libxl_childproc_reaped(self.user.ctx(), pid, status) };
+        let rc = unsafe { lib.libxl_childproc_reaped(self.user.ctx(), pid, status) };
         if rc == sys::ERROR_UNKNOWN_CHILD {
             return Ok(false);
         }
@@ -413,18 +434,33 @@ pub(crate) unsafe fn string(s: *const c_char) -> Option<String> {
 struct Pump {
     shared: Arc<Shared>,
     _hooks: Pin<Box<Hooks>>,
+    _registered: Registered,
 }
 
 impl Drop for Pump {
     fn drop(&mut self) {
         // SAFETY: the context is ours alone now: there are no users left, and every operation in flight and every event
         // generator counts as one. Nothing uses `ctx` afterwards.
-        let rc = unsafe { self.shared.lib().libxl_ctx_free(self.shared.ctx()) };
+        let rc = unsafe { self.enter().libxl_ctx_free(self.shared.ctx()) };
         debug_assert_eq!(rc, 0, "libxl_ctx_free has no documented failure");
     }
 }
 
 impl Pump {
+    /// Enters libxl on the thread that drives it. No log sink runs on that when it comes here.
+    fn enter(&self) -> Call<'_> {
+        self.shared.lib.enter_own(&self.shared.logger)
+    }
+
+    /// Gives up the generators that nobody wants any more.
+    fn disable(&self) {
+        let given_up = std::mem::take(&mut *lock(&self.shared.given_up));
+        for generator in given_up {
+            // SAFETY: the generator is of this context, whose only user of it is gone.
+            unsafe { disable(&self.enter(), self.shared.ctx(), generator) };
+        }
+    }
+
     fn run(self) {
         let own = |fd: c_int| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let wake = own(self.shared.wake.as_raw_fd());
@@ -436,6 +472,7 @@ impl Pump {
         while self.shared.users.load(Ordering::Acquire) > 0 {
             fds[0] = wake;
             fds[1] = children;
+            self.disable();
             let Some((count, timeout)) = self.prepare(&mut fds) else { return self.retire() };
             for fd in &mut fds[2..2 + count] {
                 if broken.contains(&fd.fd) {
@@ -464,18 +501,14 @@ impl Pump {
             }
             // SAFETY: these are the entries that `prepare` had filled in for this round.
             unsafe {
-                self.shared.lib().libxl_osevent_afterpoll(
-                    self.shared.ctx(),
-                    count as c_int,
-                    fds[2..].as_ptr(),
-                    now(),
-                );
+                self.enter().libxl_osevent_afterpoll(self.shared.ctx(), count as c_int, fds[2..].as_ptr(), now());
             }
             if self.shared.disaster().is_some() {
                 let bad = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
                 broken.extend(fds[2..2 + count].iter().filter(|fd| fd.revents & bad != 0).map(|fd| fd.fd));
             }
         }
+        self.disable();
     }
 
     /// Asks libxl what to wait for: how many descriptors (after the first two) and how long in ms.
@@ -485,7 +518,7 @@ impl Pump {
             let mut timeout: c_int = -1;
             // SAFETY: `fds[2..]` has room for `count` entries; both numbers are places for libxl's answers.
             let rc = unsafe {
-                self.shared.lib().libxl_osevent_beforepoll(
+                self.enter().libxl_osevent_beforepoll(
                     self.shared.ctx(),
                     &mut count,
                     fds[2..].as_mut_ptr(),
@@ -525,29 +558,16 @@ fn now() -> libc::timeval {
 unsafe extern "C" fn on_event(user: *mut c_void, event: *mut sys::libxl_event) {
     // SAFETY: `user` is the `Shared` that the event thread keeps until it has freed the context.
     let shared = unsafe { &*user.cast::<Shared>() };
-    // No code of the caller's runs in here except a task's waker; should that panic, the event has been
-    // queued already, and unwinding must not reach C.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        // SAFETY: libxl hands over a valid event, which is ours until it is freed below, or by whoever has kept it.
-        unsafe { shared.registry.deliver(shared, event) }
-    }));
-    // A panic comes after the event was queued, and only one that is kept wakes a task.
-    let kept = match &outcome {
-        Ok(kept) => *kept,
-        // SAFETY: as above; what wakes a task is queued, and an eject that is queued is kept.
-        Err(_) => unsafe { (*event).type_ == sys::LIBXL_EVENT_TYPE_DISK_EJECT },
-    };
+    // SAFETY: libxl hands over a valid event, which is ours until it is freed below, or by whoever has kept it.
+    let kept = unsafe { shared.registry.deliver(shared, event) };
     if !kept {
-        // SAFETY: the event came from libxl and is not used any more.
+        // SAFETY: the event came from libxl and is not used any more. The call uses no context.
         unsafe { shared.lib().libxl_event_free(shared.ctx(), event) };
-    }
-    if let Err(panic) = outcome {
-        let text = crate::log::panic_text(&*panic);
-        shared.logger.note(LogLevel::Critical, format!("a task's waker panicked: {text}"));
     }
 }
 
-/// `libxl_event_hooks.disaster`: must not call libxl.
+/// `libxl_event_hooks.disaster`: called with libxl's locks held. Nothing of the caller's runs here: wakers are called when
+/// this thread has left libxl.
 unsafe extern "C" fn on_disaster(
     user: *mut c_void,
     _type: sys::libxl_event_type,
@@ -556,16 +576,10 @@ unsafe extern "C" fn on_disaster(
 ) {
     // SAFETY: as in `on_event`.
     let shared = unsafe { &*user.cast::<Shared>() };
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        // SAFETY: libxl passes a string that lives during the call.
-        let mut why = unsafe { string(message) }.unwrap_or_else(|| "no reason given".into());
-        if errnoval > 0 {
-            why = format!("{why}: {}", std::io::Error::from_raw_os_error(errnoval));
-        }
-        shared.declare_disaster(&why);
-    }));
-    if let Err(panic) = outcome {
-        let text = crate::log::panic_text(&*panic);
-        shared.logger.note(LogLevel::Critical, format!("a task's waker panicked: {text}"));
+    // SAFETY: libxl passes a string that lives during the call.
+    let mut why = unsafe { string(message) }.unwrap_or_else(|| "no reason given".into());
+    if errnoval > 0 {
+        why = format!("{why}: {}", std::io::Error::from_raw_os_error(errnoval));
     }
+    shared.declare_disaster(&why);
 }

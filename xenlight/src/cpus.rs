@@ -46,17 +46,18 @@ impl Context {
         let user = &self.user;
         let mut room = Block::zeroed();
         let raw: *mut sys::libxl_physinfo = room.as_mut_ptr();
+        let lib = user.enter(ACTION, None)?;
         let mark = user.logger.mark();
         // SAFETY: `room` is large and aligned enough for the structure of every release; the context is alive.
         let rc = unsafe {
-            user.lib().libxl_physinfo_init(raw);
-            user.lib().libxl_get_physinfo(user.ctx(), raw)
+            lib.libxl_physinfo_init(raw);
+            lib.libxl_get_physinfo(user.ctx(), raw)
         };
         // SAFETY: the structure has been initialised, and libxl has filled it in if `rc` is 0. Its first fields, which are
         // numbers, are the same in every release. What it owns is freed once.
         let (highest, online, nodes) = unsafe {
             let numbers = ((*raw).max_cpu_id, (*raw).nr_cpus, (*raw).nr_nodes);
-            user.lib().libxl_physinfo_dispose(raw);
+            lib.libxl_physinfo_dispose(raw);
             numbers
         };
         user.check(ACTION, None, mark, rc)?;
@@ -64,7 +65,7 @@ impl Context {
         let mark = user.logger.mark();
         let mut count: c_int = 0;
         // SAFETY: the context is alive; `count` is a place for the number of entries.
-        let list = unsafe { user.lib().libxl_get_cpu_topology(user.ctx(), &mut count) };
+        let list = unsafe { lib.libxl_get_cpu_topology(user.ctx(), &mut count) };
         if list.is_null() {
             return Err(user.failed(ACTION, None, mark, Cause::Libxl(ErrorCode::Fail)));
         }
@@ -72,7 +73,7 @@ impl Context {
         let entries = unsafe { std::slice::from_raw_parts(list, usize::try_from(count).unwrap_or(0)) };
         let node_of = entries.iter().map(|entry| Some(entry.node).filter(|&node| node != NO_NODE)).collect();
         // SAFETY: the list came from libxl with this count and is not used any more.
-        unsafe { user.lib().libxl_cputopology_list_free(list, count) };
+        unsafe { lib.libxl_cputopology_list_free(list, count) };
         Ok(HostCpus { count: highest.saturating_add(1), online, nodes, node_of })
     }
 }

@@ -10,10 +10,11 @@ use uuid::Uuid;
 use xenlight_sys::Block;
 use xenlight_sys::libxl as sys;
 
+use crate::children::Children;
 use crate::config::{DomainConfig, RawConfig, retrieve, take_string};
 use crate::context::{Context, Shared};
-use crate::error::{Cause, Error, ErrorCode, Result};
-use crate::operation::{Operation, start};
+use crate::error::{Cause, Error, ErrorCode, Result, Wait};
+use crate::operation::{self, Operation, start};
 
 /// A domain's number. The hypervisor gives each new domain another one; 0 is dom0.
 pub type Domid = u32;
@@ -146,22 +147,47 @@ pub(crate) fn info(shared: &Shared, domid: Domid) -> Result<DomainInfo> {
     const ACTION: &str = "query domain";
     let mut room = Block::zeroed();
     let raw: *mut sys::libxl_dominfo = room.as_mut_ptr();
+    let lib = shared.enter(ACTION, Some(domid))?;
     let mark = shared.logger.mark();
     // SAFETY: `room` is large and aligned enough for the structure of every release; the context is alive, because
     // the caller is a user of it.
     let rc = unsafe {
-        shared.lib().libxl_dominfo_init(raw);
-        shared.lib().libxl_domain_info(shared.ctx(), raw, domid)
+        lib.libxl_dominfo_init(raw);
+        lib.libxl_domain_info(shared.ctx(), raw, domid)
     };
     // SAFETY: the structure has been initialised, and libxl has filled it in if `rc` is 0. Its first fields are the
     // same in every release. What it owns is freed once.
     let info = unsafe {
         let info = DomainInfo::from_raw(&*raw);
-        shared.lib().libxl_dominfo_dispose(raw);
+        lib.libxl_dominfo_dispose(raw);
         info
     };
     shared.check(ACTION, Some(domid), mark, rc)?;
     Ok(info)
+}
+
+/// Reads what is kept with a domain.
+pub(crate) fn userdata(shared: &Shared, domid: Domid, id: &str) -> Result<Option<Vec<u8>>> {
+    const ACTION: &str = "read userdata";
+    let id = c_string(ACTION, id)?;
+    let mut data: *mut u8 = std::ptr::null_mut();
+    let mut length: c_int = 0;
+    let lib = shared.enter(ACTION, Some(domid))?;
+    let mark = shared.logger.mark();
+    // SAFETY: the context is alive (the caller is a user of it), `id` lives during the call, the other two are places for the
+    // result.
+    let rc = unsafe { lib.libxl_userdata_retrieve(shared.ctx(), domid, id.as_ptr(), &mut data, &mut length) };
+    shared.check(ACTION, Some(domid), mark, rc)?;
+    if data.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: libxl returned a block of `length` bytes from malloc, which is ours to free.
+    let copy = unsafe {
+        let copy = std::slice::from_raw_parts(data, usize::try_from(length).unwrap_or(0)).to_vec();
+        libc::free(data.cast());
+        copy
+    };
+    Ok(Some(copy))
 }
 
 fn c_string(action: &'static str, text: &str) -> Result<CString> {
@@ -181,10 +207,11 @@ impl Context {
     pub fn list(&self) -> Result<Vec<DomainInfo>> {
         const ACTION: &str = "list domains";
         let user = &self.user;
+        let lib = user.enter(ACTION, None)?;
         let mark = user.logger.mark();
         let mut count: c_int = 0;
         // SAFETY: the context is alive; `count` is a place for the number of entries.
-        let list = unsafe { user.lib().libxl_list_domain(user.ctx(), &mut count) };
+        let list = unsafe { lib.libxl_list_domain(user.ctx(), &mut count) };
         if list.is_null() {
             return Err(user.failed(ACTION, None, mark, Cause::Libxl(ErrorCode::Fail)));
         }
@@ -198,7 +225,7 @@ impl Context {
             })
             .collect();
         // SAFETY: the list came from libxl with this count and is not used any more.
-        unsafe { user.lib().libxl_dominfo_list_free(list, count) };
+        unsafe { lib.libxl_dominfo_list_free(list, count) };
         Ok(domains)
     }
 
@@ -218,8 +245,9 @@ impl Context {
     /// Wraps `libxl_domid_to_name`.
     #[doc(alias = "libxl_domid_to_name")]
     pub fn name(&self, domid: Domid) -> Option<String> {
+        let lib = self.user.enter("query name", Some(domid)).ok()?;
         // SAFETY: the context is alive; the string is ours to free.
-        unsafe { take_string(self.user.lib().libxl_domid_to_name(self.user.ctx(), domid)) }
+        unsafe { take_string(lib.libxl_domid_to_name(self.user.ctx(), domid)) }
     }
 
     /// The domain that has exactly this name.
@@ -232,10 +260,11 @@ impl Context {
     pub fn find(&self, name: &str) -> Result<Option<Domid>> {
         const ACTION: &str = "find domain by name";
         let name = c_string(ACTION, name)?;
+        let lib = self.user.enter(ACTION, None)?;
         let mark = self.user.logger.mark();
         let mut domid = 0;
         // SAFETY: the context is alive; the name lives during the call; `domid` is a place for the result.
-        let rc = unsafe { self.user.lib().libxl_name_to_domid(self.user.ctx(), name.as_ptr(), &mut domid) };
+        let rc = unsafe { lib.libxl_name_to_domid(self.user.ctx(), name.as_ptr(), &mut domid) };
         match ErrorCode::from_raw(rc) {
             // What libxl returns for a name that no domain has.
             ErrorCode::Invalid => Ok(None),
@@ -248,9 +277,10 @@ impl Context {
     /// Wraps `libxl_is_stubdom`.
     #[doc(alias = "libxl_is_stubdom")]
     pub fn stubdom_target(&self, domid: Domid) -> Option<Domid> {
+        let lib = self.user.enter("query stub domain", Some(domid)).ok()?;
         let mut target = 0;
         // SAFETY: the context is alive; `target` is a place for the result.
-        let is = unsafe { self.user.lib().libxl_is_stubdom(self.user.ctx(), domid, &mut target) };
+        let is = unsafe { lib.libxl_is_stubdom(self.user.ctx(), domid, &mut target) };
         (is != 0).then_some(target)
     }
 
@@ -259,10 +289,11 @@ impl Context {
     /// Wraps `libxl_vm_get_start_time`.
     #[doc(alias = "libxl_vm_get_start_time")]
     pub fn start_time(&self, domid: Domid) -> Option<SystemTime> {
+        let lib = self.user.enter("query start time", Some(domid)).ok()?;
         // That there is no record is an answer here, though libxl logs it as an error.
         let seconds = crate::log::muted(|| {
             // SAFETY: the context is alive.
-            unsafe { self.user.lib().libxl_vm_get_start_time(self.user.ctx(), domid) }
+            unsafe { lib.libxl_vm_get_start_time(self.user.ctx(), domid) }
         });
         (seconds != 0 && seconds != u32::MAX).then(|| UNIX_EPOCH + Duration::from_secs(seconds.into()))
     }
@@ -270,7 +301,8 @@ impl Context {
     /// The configuration a domain was made from, brought up to date with what has changed since.
     ///
     /// # Errors
-    /// [`ErrorCode::NoStoredConfig`] for domains that libxl has no configuration of.
+    /// [`ErrorCode::NoStoredConfig`] for domains that libxl has no configuration of, [`ErrorCode::DomainNotFound`] when the
+    /// domain is gone.
     ///
     /// Wraps `libxl_retrieve_domain_configuration`.
     #[doc(alias = "libxl_retrieve_domain_configuration")]
@@ -307,9 +339,10 @@ fn created(creation: Creation, status: Result<()>) -> Result<Domid> {
 impl Context {
     /// Creates a domain and leaves it paused.
     ///
-    /// With a direct kernel, and for HVM, its memory is built inside this call with the context locked, which takes
-    /// a while and can't be aborted; devices are then set up by the operation. Nothing watches the new domain: when
-    /// it shuts down someone must destroy it.
+    /// With a direct kernel, and for HVM, its memory is built inside this call, with the thread blocked and the context
+    /// locked. That can't be aborted, and takes minutes for a guest of hundreds of GiB. With a bootloader the event thread does
+    /// it. So use a context of its own. Devices are then set up by the operation, within libxl's limits (40 s for a hotplug
+    /// script, 60 s for a device model). Nothing watches the new domain: when it shuts down someone must destroy it.
     ///
     /// # Errors
     /// [`Cause::ConfigDropped`] when this libxl would ignore part of the configuration; libxl's own reasons. After
@@ -324,12 +357,12 @@ impl Context {
             "create domain",
             None,
             Creation { config, domid: sys::INVALID_DOMID, restore: None },
-            |user, creation, how| {
-                // SAFETY: `creation` stays where it is until completion, and with it the configuration block and
-                // the place for the number.
+            |lib, ctx, creation, how| {
+                // SAFETY: libxl keeps the addresses of the configuration and of the place for the number, and writes to both
+                // until completion. `creation` stays where it is until then, and with it both.
                 unsafe {
-                    user.lib().libxl_domain_create_new(
-                        user.ctx(),
+                    lib.libxl_domain_create_new(
+                        ctx,
                         (*creation).config.as_ptr(),
                         &raw mut (*creation).domid,
                         how,
@@ -357,7 +390,8 @@ impl Context {
         let config = RawConfig::from_config(&self.user, config)?;
         // SAFETY: a plain structure of integers and pointers, for which all-zero is valid.
         let mut params: sys::libxl_domain_restore_params = unsafe { std::mem::zeroed() };
-        // SAFETY: `params` is the structure that this initialises, of the same layout in every release.
+        // SAFETY: `params` is the structure that this initialises, of the same layout in every release. The call uses no
+        // context.
         unsafe { self.user.lib().libxl_domain_restore_params_init(&mut params) };
         params.stream_version = STREAM_VERSION;
         start(
@@ -365,16 +399,16 @@ impl Context {
             "restore domain",
             None,
             Creation { config, domid: sys::INVALID_DOMID, restore: Some((stream, params)) },
-            |user, creation, how| {
+            |lib, ctx, creation, how| {
                 // SAFETY: `creation` stays where it is until completion, and with it all that is pointed to.
                 let (config, domid, restore) = unsafe {
                     ((*creation).config.as_ptr(), &raw mut (*creation).domid, (*creation).restore.as_ref())
                 };
                 let Some((stream, params)) = restore else { return sys::ERROR_INVAL };
-                // SAFETY: as above; the descriptor stays open until completion.
+                // SAFETY: as for a creation. The descriptor stays open until completion; libxl copies the parameters.
                 unsafe {
-                    user.lib().libxl_domain_create_restore(
-                        user.ctx(),
+                    lib.libxl_domain_create_restore(
+                        ctx,
                         config,
                         domid,
                         stream.as_raw_fd(),
@@ -392,11 +426,14 @@ impl Context {
     /// Writes a guest's state to `stream` and leaves the guest suspended.
     ///
     /// On success the operation gives the descriptor back (to be synced). Whatever the outcome, the guest does not
-    /// run on by itself: after a failure call [`Context::resume`], after a success resume or destroy it.
+    /// run on by itself: give what came of waiting to [`Context::end_save`], and after a success resume or destroy the guest.
+    ///
+    /// libxl waits 60 s for the guest to take the request to suspend itself, and 60 s more until it is suspended. The copying
+    /// of its memory has no limit.
     ///
     /// # Errors
-    /// Errors of the descriptor (disk full, peer gone), [`ErrorCode::GuestTimedOut`] when the guest does not
-    /// suspend, libxl's other reasons.
+    /// Errors of the descriptor (disk full, peer gone), [`ErrorCode::TimedOut`] or [`ErrorCode::GuestTimedOut`] when the guest
+    /// does not suspend, libxl's other reasons.
     ///
     /// Wraps `libxl_domain_suspend`.
     #[doc(alias = "libxl_domain_suspend")]
@@ -408,26 +445,84 @@ impl Context {
         if flags.debug {
             raw_flags |= sys::LIBXL_SUSPEND_DEBUG;
         }
+        self.user.logger.begin_save(domid);
         start(
             &self.user,
             "save domain",
             Some(domid),
             stream,
-            |user, stream, how| {
-                // SAFETY: the descriptor is the operation's and stays open until completion.
-                unsafe {
-                    user.lib().libxl_domain_suspend(
-                        user.ctx(),
-                        domid,
-                        (*stream).as_raw_fd(),
-                        raw_flags as c_int,
-                        how,
-                    )
-                }
+            |lib, ctx, stream, how| {
+                // SAFETY: libxl keeps the descriptor's number, which is the operation's and stays open until completion.
+                unsafe { lib.libxl_domain_suspend(ctx, domid, (*stream).as_raw_fd(), raw_flags as c_int, how) }
             },
             |_, stream, status| status.map(|()| stream),
         )
     }
+
+    /// Sees to a guest after a save: ends a save that is still under way, and lets the guest run on unless it was saved.
+    ///
+    /// `outcome` is what came of waiting for the save. A pending one is aborted. libxl does not take its request to the guest
+    /// back then, so a guest that has not obeyed by now may suspend itself later, when nobody looks, for ever. Such a guest is
+    /// suspended once more: it obeys, or libxl's limit passes, with which libxl does take the request back.
+    ///
+    /// Blocks, not with libxl's lock held: up to 60 s until an aborted save has ended, and up to 120 s for a guest that does
+    /// not answer.
+    ///
+    /// Wraps `libxl_ao_abort`, `libxl_domain_suspend_only` and `libxl_domain_resume`.
+    #[doc(alias = "libxl_ao_abort")]
+    pub fn end_save(&self, domid: Domid, outcome: Wait<OwnedFd>) -> SaveEnd {
+        let error = match outcome {
+            Wait::Done(Ok(stream)) => return SaveEnd::Saved(stream),
+            Wait::Done(Err(error)) => error,
+            Wait::Pending(save) => match save.abort_and_wait(ABORTED_SAVE) {
+                // It was done before the abort reached it.
+                Ok(stream) => return SaveEnd::Saved(stream),
+                Err(error) => error,
+            },
+        };
+        let is_suspended = |info: &DomainInfo| info.shutdown == Some(ShutdownReason::Suspend);
+        let withdrawn = matches!(error.code(), Some(ErrorCode::TimedOut | ErrorCode::GuestTimedOut));
+        let may_obey_later = !withdrawn
+            && self.user.logger.was_asked_to_suspend(domid)
+            && self.info(domid).is_ok_and(|info| info.shutdown.is_none());
+        if may_obey_later {
+            // Both ends are good ones: it is suspended, or the request is gone.
+            let _ = self.suspend_only(domid).and_then(Operation::wait);
+        }
+        match self.resume(domid, true).and_then(Operation::wait) {
+            Ok(()) => SaveEnd::Running(error),
+            // libxl refuses, and changes nothing, when the guest is not suspended.
+            Err(resume) => match self.info(domid) {
+                Ok(info) if is_suspended(&info) => SaveEnd::Suspended { error, resume },
+                Ok(info) if info.shutdown.is_none() && !info.dying => SaveEnd::Running(error),
+                Ok(_) => SaveEnd::Ended(error),
+                Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => SaveEnd::Ended(error),
+                Err(_) => SaveEnd::Suspended { error, resume },
+            },
+        }
+    }
+}
+
+/// Time that libxl gets to end an aborted save. Its own steps are limited to less.
+const ABORTED_SAVE: Duration = Duration::from_secs(60);
+
+/// Fate of a guest after a save, told by [`Context::end_save`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SaveEnd {
+    /// The guest was saved and is suspended. The descriptor of its stream is still to be synced.
+    Saved(OwnedFd),
+    /// The save failed for this reason, and the guest runs.
+    Running(Error),
+    /// The save failed, and the guest is suspended, because it could not be resumed; or nothing can be told of it.
+    Suspended {
+        /// Why the save failed.
+        error: Error,
+        /// Why the guest could not be resumed.
+        resume: Error,
+    },
+    /// The save failed for this reason, and the guest has shut down or is gone.
+    Ended(Error),
 }
 
 /// # What is done with a domain that has shut down
@@ -435,32 +530,45 @@ impl Context {
     /// Restarts a guest in place, with its memory kept, after it has shut down for [`ShutdownReason::SoftReset`]. It is
     /// left paused.
     ///
+    /// It happens on a thread and with a context of its own, so nothing else waits for it. libxl limits its steps: 60 s for a
+    /// device model that does not come up, 10 s for each device.
+    ///
     /// # Errors
     /// libxl's reasons, e.g. a guest that is not HVM. What is left of the domain may then be in any state: destroy it.
+    /// [`Cause::NotAllowed`] for a context that reaps all children, or none: there can be no other context beside it that
+    /// learns of its own.
     ///
     /// Wraps `libxl_domain_soft_reset`.
     #[doc(alias = "libxl_domain_soft_reset")]
     pub fn soft_reset(&self, domid: Domid, config: &DomainConfig) -> Result<Operation<()>> {
-        let config = RawConfig::from_config(&self.user, config)?;
-        start(
-            &self.user,
-            "soft reset domain",
+        const ACTION: &str = "soft reset domain";
+        if self.user.children() != Children::LibxlReapsOwn {
+            let cause = Cause::NotAllowed("a soft reset needs a context with Children::LibxlReapsOwn");
+            return Err(Error::new(ACTION, Some(domid), cause));
+        }
+        let own = self.open_another()?;
+        let config = RawConfig::from_config(&own.user, config)?;
+        operation::run(
+            &own.user,
+            ACTION,
             Some(domid),
             config,
-            |user, config, how| {
-                // SAFETY: the configuration stays where it is until completion.
+            move |lib, ctx, config| {
+                // SAFETY: the context is alive as long as the operation, and the configuration lives during the call. Without a
+                // completion request libxl returns only when all is done. With one, in all releases, it would write the
+                // domain's number to a place on the stack of a function that has returned long before.
                 unsafe {
-                    let raw = (*config).as_ptr();
-                    user.lib().libxl_domain_soft_reset(user.ctx(), raw, domid, how, std::ptr::null())
+                    lib.libxl_domain_soft_reset(ctx, config.as_ptr(), domid, std::ptr::null(), std::ptr::null())
                 }
             },
-            |_, _config, status| status,
+            |_config, status| status,
         )
     }
 
     /// Writes a domain's memory into a file. An existing file is overwritten.
     ///
-    /// All of it happens inside this call, with the thread blocked, and can't be aborted.
+    /// All of it happens inside this call, with the thread blocked and the context locked, and can't be aborted. It takes as
+    /// long as the file's disk does, so use a context of its own.
     ///
     /// # Errors
     /// When the file can't be written, or the domain can't be read.
@@ -477,9 +585,9 @@ impl Context {
             ACTION,
             Some(domid),
             file,
-            |user, file, how| {
-                // SAFETY: the context is alive as long as the operation, and the name stays where it is until then.
-                unsafe { user.lib().libxl_domain_core_dump(user.ctx(), domid, (*file).as_ptr(), how) }
+            |lib, ctx, file, how| {
+                // SAFETY: the context is alive as long as the operation. libxl needs the name during the call only.
+                unsafe { lib.libxl_domain_core_dump(ctx, domid, (*file).as_ptr(), how) }
             },
             |_, _file, status| status,
         )
@@ -498,11 +606,12 @@ impl Context {
         let suffix = c_string(ACTION, suffix)?;
         let config = DomainConfig::from_json(serde_json::json!({"c_info": {"name": name}}))?;
         let config = RawConfig::from_config(&self.user, &config)?;
+        let lib = self.user.enter(ACTION, Some(domid))?;
         let mark = self.user.logger.mark();
         // SAFETY: the context is alive, and configuration and string live during the call. A configuration begins with
         // what the call wants, of which it reads the name.
         let rc = unsafe {
-            self.user.lib().libxl_domain_preserve(
+            lib.libxl_domain_preserve(
                 self.user.ctx(),
                 domid,
                 config.as_ptr().cast(),
@@ -529,9 +638,10 @@ macro_rules! simple_operations {
                         $action,
                         Some(domid),
                         (),
-                        |user, _, how| {
-                            // SAFETY: the context is alive as long as the operation; all else are plain numbers.
-                            unsafe { user.lib().$c(user.ctx(), domid, $($c_arg,)* how) }
+                        |lib, ctx, _, how| {
+                            // SAFETY: the context is alive as long as the operation; all else are plain numbers, and libxl
+                            // writes nothing but its own memory.
+                            unsafe { lib.$c(ctx, domid, $($c_arg,)* how) }
                         },
                         |_, (), status| status,
                     )
@@ -614,9 +724,10 @@ impl Context {
                 Cause::BadArgument(format!("{letter:?} is no SysRq letter")),
             ));
         };
+        let lib = self.user.enter(ACTION, Some(domid))?;
         let mark = self.user.logger.mark();
         // SAFETY: the context is alive; the rest are numbers.
-        let rc = unsafe { self.user.lib().libxl_send_sysrq(self.user.ctx(), domid, byte as c_char) };
+        let rc = unsafe { lib.libxl_send_sysrq(self.user.ctx(), domid, byte as c_char) };
         self.user.check(ACTION, Some(domid), mark, rc)
     }
 
@@ -631,10 +742,11 @@ impl Context {
         const ACTION: &str = "rename domain";
         let from = from.map(|from| c_string(ACTION, from)).transpose()?;
         let to = c_string(ACTION, to)?;
+        let lib = self.user.enter(ACTION, Some(domid))?;
         let mark = self.user.logger.mark();
         // SAFETY: the context is alive, both strings live during the call, and the old name may be null.
         let rc = unsafe {
-            self.user.lib().libxl_domain_rename(
+            lib.libxl_domain_rename(
                 self.user.ctx(),
                 domid,
                 from.as_ref().map_or(std::ptr::null(), |s| s.as_ptr()),
@@ -656,11 +768,10 @@ impl Context {
         let id = c_string(ACTION, id)?;
         let length = c_int::try_from(data.len())
             .map_err(|_| Error::new(ACTION, Some(domid), Cause::BadArgument("more than 2 GiB".into())))?;
+        let lib = self.user.enter(ACTION, Some(domid))?;
         let mark = self.user.logger.mark();
         // SAFETY: the context is alive; `id` and the `length` bytes of `data` live during the call.
-        let rc = unsafe {
-            self.user.lib().libxl_userdata_store(self.user.ctx(), domid, id.as_ptr(), data.as_ptr(), length)
-        };
+        let rc = unsafe { lib.libxl_userdata_store(self.user.ctx(), domid, id.as_ptr(), data.as_ptr(), length) };
         self.user.check(ACTION, Some(domid), mark, rc)
     }
 
@@ -672,42 +783,31 @@ impl Context {
     /// Wraps `libxl_userdata_retrieve`.
     #[doc(alias = "libxl_userdata_retrieve")]
     pub fn userdata(&self, domid: Domid, id: &str) -> Result<Option<Vec<u8>>> {
-        const ACTION: &str = "read userdata";
-        let id = c_string(ACTION, id)?;
-        let mut data: *mut u8 = std::ptr::null_mut();
-        let mut length: c_int = 0;
-        let mark = self.user.logger.mark();
-        // SAFETY: the context is alive, `id` lives during the call, the other two are places for the result.
-        let rc = unsafe {
-            self.user.lib().libxl_userdata_retrieve(self.user.ctx(), domid, id.as_ptr(), &mut data, &mut length)
-        };
-        self.user.check(ACTION, Some(domid), mark, rc)?;
-        if data.is_null() {
-            return Ok(None);
-        }
-        // SAFETY: libxl returned a block of `length` bytes from malloc, which is ours to free.
-        let copy = unsafe {
-            let copy = std::slice::from_raw_parts(data, usize::try_from(length).unwrap_or(0)).to_vec();
-            libc::free(data.cast());
-            copy
-        };
-        Ok(Some(copy))
+        userdata(&self.user, domid, id)
     }
 
     /// Removes what [`Context::store_userdata`] has kept. Nothing there is a success.
     ///
     /// # Errors
-    /// When the file can't be removed.
+    /// When the domain is gone, or the file can't be removed.
     ///
     /// Wraps `libxl_userdata_unlink`.
     #[doc(alias = "libxl_userdata_unlink")]
     pub fn remove_userdata(&self, domid: Domid, id: &str) -> Result<()> {
         const ACTION: &str = "remove userdata";
-        let id = c_string(ACTION, id)?;
+        // libxl reports a failure for what is not there.
+        if self.userdata(domid, id)?.is_none() {
+            return Ok(());
+        }
+        let c_id = c_string(ACTION, id)?;
+        let lib = self.user.enter(ACTION, Some(domid))?;
         let mark = self.user.logger.mark();
-        // SAFETY: the context is alive, and `id` lives during the call.
-        let rc = unsafe { self.user.lib().libxl_userdata_unlink(self.user.ctx(), domid, id.as_ptr()) };
-        self.user.check(ACTION, Some(domid), mark, rc)
+        // SAFETY: the context is alive, and `c_id` lives during the call.
+        let rc = unsafe { lib.libxl_userdata_unlink(self.user.ctx(), domid, c_id.as_ptr()) };
+        self.user.check(ACTION, Some(domid), mark, rc).or_else(|error| {
+            // Somebody else may have removed it meanwhile.
+            if self.userdata(domid, id)?.is_none() { Ok(()) } else { Err(error) }
+        })
     }
 }
 
@@ -723,10 +823,11 @@ impl Context {
     /// Wraps `libxl_get_free_memory`.
     #[doc(alias = "libxl_get_free_memory")]
     pub fn free_memory_kib(&self) -> Result<u64> {
+        let lib = self.user.enter("query free memory", None)?;
         let mark = self.user.logger.mark();
         let mut kib = 0;
         // SAFETY: the context is alive; `kib` is a place for the result.
-        let rc = unsafe { self.user.lib().libxl_get_free_memory(self.user.ctx(), &mut kib) };
+        let rc = unsafe { lib.libxl_get_free_memory(self.user.ctx(), &mut kib) };
         self.user.check("query free memory", None, mark, rc)?;
         Ok(kib)
     }
@@ -741,12 +842,12 @@ impl Context {
     pub fn needed_memory_kib(&self, config: &DomainConfig) -> Result<u64> {
         // libxl fills defaults in; this is a copy of its own.
         let raw = RawConfig::from_config(&self.user, config)?;
+        let lib = self.user.enter("query needed memory", None)?;
         let mark = self.user.logger.mark();
         let mut kib = 0;
         // SAFETY: the context is alive, the configuration is initialised, `kib` is a place for the result.
-        let rc = unsafe {
-            self.user.lib().libxl_domain_need_memory(self.user.ctx(), raw.as_ptr(), sys::INVALID_DOMID, &mut kib)
-        };
+        let rc =
+            unsafe { lib.libxl_domain_need_memory(self.user.ctx(), raw.as_ptr(), sys::INVALID_DOMID, &mut kib) };
         self.user.check("query needed memory", None, mark, rc)?;
         Ok(kib)
     }
@@ -759,10 +860,11 @@ impl Context {
     /// Wraps `libxl_get_memory_target`.
     #[doc(alias = "libxl_get_memory_target")]
     pub fn memory_target_kib(&self, domid: Domid) -> Result<u64> {
+        let lib = self.user.enter("query memory target", Some(domid))?;
         let mark = self.user.logger.mark();
         let mut kib = 0;
         // SAFETY: the context is alive; `kib` is a place for the result.
-        let rc = unsafe { self.user.lib().libxl_get_memory_target(self.user.ctx(), domid, &mut kib) };
+        let rc = unsafe { lib.libxl_get_memory_target(self.user.ctx(), domid, &mut kib) };
         self.user.check("query memory target", Some(domid), mark, rc)?;
         Ok(kib)
     }
@@ -799,18 +901,18 @@ impl Context {
     }
 
     fn memory_target(&self, domid: Domid, kib: i64, relative: bool, enforce: bool) -> Result<()> {
+        let lib = self.user.enter(SET_TARGET, Some(domid))?;
         let mark = self.user.logger.mark();
         let (relative, enforce) = (c_int::from(relative), c_int::from(enforce));
         // SAFETY: the context is alive; all else are plain numbers.
-        let rc =
-            unsafe { self.user.lib().libxl_set_memory_target(self.user.ctx(), domid, kib, relative, enforce) };
+        let rc = unsafe { lib.libxl_set_memory_target(self.user.ctx(), domid, kib, relative, enforce) };
         self.user.check(SET_TARGET, Some(domid), mark, rc)
     }
 
     /// Waits until a domain has no more memory than its target says. `patience`, in whole seconds (rounded up), is how
     /// long it may go without giving any back.
     ///
-    /// Blocks this thread, without the context's lock: libxl looks every two seconds, for the first time after two. So a
+    /// Blocks this thread, and no other: libxl looks every two seconds, without its lock, for the first time after two. So a
     /// slow domain that goes on giving memory back takes longer than `patience`.
     ///
     /// # Errors
@@ -821,10 +923,10 @@ impl Context {
     pub fn wait_for_memory_target(&self, domid: Domid, patience: Duration) -> Result<()> {
         let seconds = patience.as_secs() + u64::from(patience.subsec_nanos() > 0);
         let seconds = c_int::try_from(seconds).unwrap_or(c_int::MAX);
+        let lib = self.user.enter("wait for memory target", Some(domid))?;
         let mark = self.user.logger.mark();
         // SAFETY: the context is alive; all else are plain numbers.
-        let rc =
-            unsafe { self.user.lib_beside_others().libxl_wait_for_memory_target(self.user.ctx(), domid, seconds) };
+        let rc = unsafe { lib.libxl_wait_for_memory_target(self.user.ctx(), domid, seconds) };
         self.user.check("wait for memory target", Some(domid), mark, rc)
     }
 }

@@ -152,9 +152,9 @@ pub enum Cause {
     /// The operation did not end although it was aborted.
     #[error("{0}")]
     Stuck(String),
-    /// A callback of the caller panicked.
-    #[error("a callback panicked: {0}")]
-    Panicked(String),
+    /// The call can't be made here or now, for this reason. Nothing has happened.
+    #[error("{0}")]
+    NotAllowed(&'static str),
 }
 
 /// A failed libxl call: which, for which domain, why, and what libxl logged about it.

@@ -11,10 +11,13 @@ use uuid::Uuid;
 use xenlight_sys::libxl as sys;
 
 use crate::Domid;
-use crate::context::{Context, Shared, User, lock, string};
+use crate::call;
+use crate::context::{Context, Shared, User, string};
 use crate::domain::ShutdownReason;
 use crate::error::{Cause, Error, ErrorCode, Result};
+use crate::log::Logger;
 use crate::operation::{Operation, start};
+use crate::sync::lock;
 
 /// What happened to a domain.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,12 +26,13 @@ pub enum DomainChange {
     Shutdown(ShutdownReason),
     /// It is gone.
     Death,
-    /// The guest has opened a drive that is watched too. The medium stays until [`Context::take_medium_out`] is called.
+    /// The guest has opened a drive that is watched too. The medium stays until [`EjectedDisk::take_medium_out`] is called.
     Ejected(EjectedDisk),
 }
 
-/// A drive that a guest has opened, for [`Context::take_medium_out`].
+/// A drive that a guest has opened.
 pub struct EjectedDisk {
+    domid: Domid,
     vdev: String,
     event: RawEvent,
     /// Keeps the context alive, to which the event belongs.
@@ -58,7 +62,8 @@ impl Eq for EjectedDisk {}
 
 impl Drop for EjectedDisk {
     fn drop(&mut self) {
-        // SAFETY: the event came from this context, which is alive through `user`, and this is its only owner.
+        // SAFETY: the event came from this context, which is alive through `user`, and this is its only owner. The call uses
+        // no context.
         unsafe { self.user.lib().libxl_event_free(self.user.ctx(), self.event.0) };
     }
 }
@@ -110,7 +115,7 @@ struct Stream {
 
 impl Stream {
     /// Says whether it was taken.
-    fn push(&self, event: Option<Queued>) -> bool {
+    fn push(&self, logger: &Logger, event: Option<Queued>) -> bool {
         let waker = {
             let mut queue = lock(&self.queue);
             match event {
@@ -122,14 +127,14 @@ impl Stream {
             queue.waker.take()
         };
         if let Some(waker) = waker {
-            waker.wake();
+            call::wake(logger, waker);
         }
         true
     }
 }
 
 /// libxl's generator: of one domain's end, or of what is done to one of its drives.
-enum Generator {
+pub(crate) enum Generator {
     Death(*mut sys::libxl_evgen_domain_death),
     Eject(*mut sys::libxl_evgen_disk_eject),
 }
@@ -173,7 +178,7 @@ impl Registry {
     }
 
     /// Reports a change once.
-    fn report(&self, number: u64, end: End) {
+    fn report(&self, logger: &Logger, number: u64, end: End) {
         let mut watches = lock(&self.watches);
         let Some(watched) = watches.1.get_mut(&number) else { return };
         if watched.last == Some(end) || watched.last == Some(End::Death) {
@@ -187,18 +192,18 @@ impl Registry {
         let event = Queued { domid: watched.domid, uuid: watched.uuid, news };
         let stream = Arc::clone(&watched.stream);
         drop(watches);
-        stream.push(Some(event));
+        stream.push(logger, Some(event));
     }
 
     /// Hands an eject on, with libxl's event, which has the drive. Says whether it was taken.
-    fn report_eject(&self, number: u64, event: *mut sys::libxl_event) -> bool {
+    fn report_eject(&self, logger: &Logger, number: u64, event: *mut sys::libxl_event) -> bool {
         let watches = lock(&self.watches);
         let Some(watched) = watches.1.get(&number) else { return false };
         let news = News::Ejected(RawEvent(event));
         let event = Queued { domid: watched.domid, uuid: watched.uuid, news };
         let stream = Arc::clone(&watched.stream);
         drop(watches);
-        stream.push(Some(event))
+        stream.push(logger, Some(event))
     }
 
     /// Takes an event of libxl's. Says whether it was kept; if not, the caller frees it.
@@ -211,14 +216,14 @@ impl Registry {
         let event = unsafe { &*raw };
         let number = event.for_user;
         match event.type_ {
-            sys::LIBXL_EVENT_TYPE_DISK_EJECT => return self.report_eject(number, raw),
-            sys::LIBXL_EVENT_TYPE_DOMAIN_DEATH => self.report(number, End::Death),
+            sys::LIBXL_EVENT_TYPE_DISK_EJECT => return self.report_eject(&shared.logger, number, raw),
+            sys::LIBXL_EVENT_TYPE_DOMAIN_DEATH => self.report(&shared.logger, number, End::Death),
             sys::LIBXL_EVENT_TYPE_DOMAIN_SHUTDOWN => {
                 // SAFETY: the event's type says that this member of the union is the one that is set.
                 let code = unsafe { event.u.domain_shutdown.shutdown_reason };
                 let reason = ShutdownReason::from_raw(i32::from(code));
-                self.report(number, End::Shutdown(reason));
-                if reason == ShutdownReason::Suspend {
+                self.report(&shared.logger, number, End::Shutdown(reason));
+                if matches!(reason, ShutdownReason::Suspend | ShutdownReason::SoftReset) {
                     self.renew(shared, number);
                 }
             }
@@ -227,8 +232,9 @@ impl Registry {
         false
     }
 
-    /// After it has reported a suspend a generator reports no later shutdown. A new one does; it is made before
-    /// the old one is given up, because libxl's watch would otherwise start anew and report the suspend again.
+    /// Replaces a generator that has reported a shutdown after which the domain may run again (a suspend or a soft reset):
+    /// it reports no later one. The new one is made before the old one is given up, because libxl's watch would otherwise
+    /// start anew and report the same shutdown again.
     fn renew(&self, shared: &Shared, number: u64) {
         let Some(domid) = lock(&self.watches).1.get(&number).map(|w| w.domid) else { return };
         match generate(shared, domid, number) {
@@ -244,14 +250,15 @@ impl Registry {
                 };
                 drop(watches);
                 if let Some(old) = old {
-                    disable(shared, old);
+                    shared.give_up(old);
                 }
                 // The guest may have been resumed and have ended before the new generator was there.
                 self.check(shared, number);
             }
-            Err(e) => shared
-                .logger
-                .note(crate::LogLevel::Error, format!("Domain {domid}:no longer watched after its suspend: {e}")),
+            Err(e) => shared.logger.note(
+                crate::LogLevel::Error,
+                format!("Domain {domid}:no longer watched after it was suspended or reset: {e}"),
+            ),
         }
     }
 
@@ -259,13 +266,15 @@ impl Registry {
     fn check(&self, shared: &Shared, number: u64) {
         let Some((domid, uuid)) = lock(&self.watches).1.get(&number).map(|w| (w.domid, w.uuid)) else { return };
         match crate::domain::info(shared, domid) {
-            Ok(info) if info.uuid != uuid || info.dying => self.report(number, End::Death),
+            Ok(info) if info.uuid != uuid || info.dying => self.report(&shared.logger, number, End::Death),
             Ok(info) => match info.shutdown {
                 // A suspend is news only when it happens: it is a save or a migration under way.
                 None | Some(ShutdownReason::Suspend) => {}
-                Some(reason) => self.report(number, End::Shutdown(reason)),
+                Some(reason) => self.report(&shared.logger, number, End::Shutdown(reason)),
             },
-            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => self.report(number, End::Death),
+            Err(e) if e.code() == Some(ErrorCode::DomainNotFound) => {
+                self.report(&shared.logger, number, End::Death);
+            }
             Err(e) => shared.logger.note(
                 crate::LogLevel::Error,
                 format!("Domain {domid}:can't be looked at while it is watched: {e}"),
@@ -274,10 +283,10 @@ impl Registry {
     }
 
     /// Tells every stream that no events will come any more.
-    pub(crate) fn interrupt_all(&self) {
+    pub(crate) fn interrupt_all(&self, logger: &Logger) {
         let streams: Vec<_> = lock(&self.watches).1.values().map(|w| Arc::clone(&w.stream)).collect();
         for stream in streams {
-            stream.push(None);
+            stream.push(logger, None);
         }
     }
 }
@@ -289,7 +298,9 @@ fn generate(shared: &Shared, domid: Domid, number: u64) -> Result<Generator> {
     let mut generator = std::ptr::null_mut();
     // SAFETY: the context is alive (the caller is a user of it, or libxl itself calls); `generator` is a place for
     // the result.
-    let rc = unsafe { shared.lib().libxl_evenable_domain_death(shared.ctx(), domid, number, &mut generator) };
+    let rc = unsafe {
+        shared.enter(ACTION, Some(domid))?.libxl_evenable_domain_death(shared.ctx(), domid, number, &mut generator)
+    };
     shared.check(ACTION, Some(domid), mark, rc)?;
     // libxl may have opened its watch of xenstore just now, and tells nobody who is waiting already.
     shared.wake_pump();
@@ -307,19 +318,29 @@ fn generate_ejects(shared: &Shared, domid: Domid, vdev: &str, number: u64) -> Re
     // SAFETY: the context is alive (the caller is a user of it); the name lives during the call; `generator` is a place
     // for the result.
     let rc = unsafe {
-        shared.lib().libxl_evenable_disk_eject(shared.ctx(), domid, vdev.as_ptr(), number, &mut generator)
+        shared.enter(ACTION, Some(domid))?.libxl_evenable_disk_eject(
+            shared.ctx(),
+            domid,
+            vdev.as_ptr(),
+            number,
+            &mut generator,
+        )
     };
     shared.check(ACTION, Some(domid), mark, rc)?;
     shared.wake_pump();
     Ok(Generator::Eject(generator))
 }
 
-fn disable(shared: &Shared, generator: Generator) {
-    // SAFETY: the generator belongs to this context, and taking it by value shows that it is given up only once.
+/// Has libxl give up a generator.
+///
+/// # Safety
+/// The generator is of this context, and nobody else uses it.
+pub(crate) unsafe fn disable(lib: &sys::Libxenlight, ctx: *mut sys::libxl_ctx, generator: Generator) {
+    // SAFETY: as the caller promises. Taking the generator by value shows that it is given up only once.
     unsafe {
         match generator {
-            Generator::Death(raw) => shared.lib().libxl_evdisable_domain_death(shared.ctx(), raw),
-            Generator::Eject(raw) => shared.lib().libxl_evdisable_disk_eject(shared.ctx(), raw),
+            Generator::Death(raw) => lib.libxl_evdisable_domain_death(ctx, raw),
+            Generator::Eject(raw) => lib.libxl_evdisable_disk_eject(ctx, raw),
         }
     }
 }
@@ -330,13 +351,20 @@ fn disable(shared: &Shared, generator: Generator) {
 /// [`Stream`](futures_core::Stream) implementation from a task. Nothing polls: libxl learns of a domain's end from
 /// the hypervisor through xenstore.
 ///
-/// A suspend is reported as [`ShutdownReason::Suspend`]; the domain stays watched, so that its later end is
-/// reported too. A suspend may be reported more than once while other domains end.
+/// A suspend is reported as [`ShutdownReason::Suspend`], a soft reset as [`ShutdownReason::SoftReset`]. The domain stays
+/// watched, so that its later end is reported too. Both may be reported more than once while other domains end.
 pub struct DomainEvents {
     stream: Arc<Stream>,
-    /// The numbers of each domain's watches: of its end, then of its drives.
-    watches: Mutex<HashMap<Domid, Vec<u64>>>,
+    /// The watches of each domain. libxl is never called with this locked.
+    watches: Mutex<HashMap<Domid, Vec<WatchedDomain>>>,
     user: User,
+}
+
+/// A domain that a stream watches.
+struct WatchedDomain {
+    uuid: Uuid,
+    /// The numbers of its watches: of its end, then of its drives.
+    numbers: Vec<u64>,
 }
 
 impl std::fmt::Debug for DomainEvents {
@@ -357,7 +385,10 @@ impl DomainEvents {
     /// Watches the domain that has this number and UUID.
     ///
     /// If it has shut down or is gone already (or another domain has its number by now), that is reported too.
-    /// Watching a domain twice changes nothing.
+    /// Watching a domain twice changes nothing. A domain that was watched under this number before, with another UUID,
+    /// stays watched, and its death is reported.
+    ///
+    /// Waits for calls with this context that hold its lock, such as the building of a domain.
     ///
     /// # Errors
     /// When libxl can't watch, e.g. because xenstored is gone.
@@ -368,8 +399,10 @@ impl DomainEvents {
         if let Some(why) = self.user.disaster() {
             return Err(Error::new("watch domain", Some(domid), Cause::Disaster(why)));
         }
-        let mut watches = lock(&self.watches);
-        if watches.contains_key(&domid) {
+        let is_watched = |watches: &HashMap<Domid, Vec<WatchedDomain>>| {
+            watches.get(&domid).is_some_and(|all| all.iter().any(|watched| watched.uuid == uuid))
+        };
+        if is_watched(&lock(&self.watches)) {
             return Ok(());
         }
         let registry = &self.user.registry;
@@ -382,11 +415,39 @@ impl DomainEvents {
                 return Err(e);
             }
         };
-        watches.insert(domid, vec![number]);
-        drop(watches);
-        // The generator may have reported a suspend by now and have been renewed; the newer one then stays.
+        let superfluous = {
+            let mut watches = lock(&self.watches);
+            let superfluous = is_watched(&watches);
+            if !superfluous {
+                watches.entry(domid).or_default().push(WatchedDomain { uuid, numbers: vec![number] });
+            }
+            superfluous
+        };
+        if superfluous {
+            // Another thread was faster.
+            registry.remove(number);
+            self.user.give_up(generator);
+            return Ok(());
+        }
+        self.keep(number, generator);
+        registry.check(&self.user, number);
+        // Another domain with this number has taken it over, if there was one.
+        let others: Vec<u64> = lock(&self.watches)
+            .get(&domid)
+            .into_iter()
+            .flatten()
+            .filter(|watched| watched.uuid != uuid)
+            .filter_map(|watched| watched.numbers.first().copied())
+            .collect();
+        others.into_iter().for_each(|other| registry.check(&self.user, other));
+        Ok(())
+    }
+
+    /// Keeps a generator with its watch. One that has reported something by now may have been renewed, and the newer one then
+    /// stays; and the watch may have been given up.
+    fn keep(&self, number: u64, generator: Generator) {
         let surplus = {
-            let mut all = lock(&registry.watches);
+            let mut all = lock(&self.user.registry.watches);
             match all.1.get_mut(&number) {
                 Some(watched) if watched.generator.is_none() => {
                     watched.generator = Some(generator);
@@ -396,14 +457,14 @@ impl DomainEvents {
             }
         };
         if let Some(surplus) = surplus {
-            disable(&self.user, surplus);
+            self.user.give_up(surplus);
         }
-        registry.check(&self.user, number);
-        Ok(())
     }
 
     /// Watches a drive of a domain that is watched already, by its name in the guest (`hdc`): the guest's eject is
     /// reported from now on, as often as it comes.
+    ///
+    /// Waits as [`watch`](DomainEvents::watch) does.
     ///
     /// # Errors
     /// When the domain is not watched, or libxl can't watch.
@@ -415,45 +476,52 @@ impl DomainEvents {
         if let Some(why) = self.user.disaster() {
             return Err(Error::new(ACTION, Some(domid), Cause::Disaster(why)));
         }
-        let mut watches = lock(&self.watches);
         let registry = &self.user.registry;
-        let uuid = watches
-            .get(&domid)
-            .and_then(|numbers| lock(&registry.watches).1.get(numbers.first()?).map(|watched| watched.uuid));
-        let (Some(uuid), Some(numbers)) = (uuid, watches.get_mut(&domid)) else {
+        // The last one is the domain that has the number now.
+        let uuid = lock(&self.watches).get(&domid).and_then(|all| Some(all.last()?.uuid));
+        let Some(uuid) = uuid else {
             return Err(Error::new(ACTION, Some(domid), Cause::BadArgument("the domain is not watched".into())));
         };
         let number =
             registry.add(Watched { domid, uuid, stream: Arc::clone(&self.stream), generator: None, last: None });
-        match generate_ejects(&self.user, domid, vdev, number) {
-            Ok(generator) => {
-                if let Some(watched) = lock(&registry.watches).1.get_mut(&number) {
-                    watched.generator = Some(generator);
-                }
-                numbers.push(number);
-                Ok(())
-            }
+        let generator = match generate_ejects(&self.user, domid, vdev, number) {
+            Ok(generator) => generator,
             Err(e) => {
                 registry.remove(number);
-                Err(e)
+                return Err(e);
             }
+        };
+        let still_watched = {
+            let mut watches = lock(&self.watches);
+            let watched = watches.get_mut(&domid).and_then(|all| all.iter_mut().find(|it| it.uuid == uuid));
+            watched.map(|watched| watched.numbers.push(number)).is_some()
+        };
+        if !still_watched {
+            // Another thread has called `unwatch` meanwhile, which is for all of the domain.
+            registry.remove(number);
         }
+        self.keep(number, generator);
+        Ok(())
     }
 
-    /// Stops watching a domain and its drives. Events that have come already stay in the stream.
+    /// Stops watching the domains of this number and their drives. Events that have come already stay in the stream.
+    ///
+    /// Does not wait: the event thread tells libxl.
     ///
     /// Wraps `libxl_evdisable_domain_death` and `libxl_evdisable_disk_eject`.
     #[doc(alias = "libxl_evdisable_domain_death")]
     #[doc(alias = "libxl_evdisable_disk_eject")]
     pub fn unwatch(&self, domid: Domid) {
-        let numbers = lock(&self.watches).remove(&domid);
-        numbers.into_iter().flatten().for_each(|number| self.give_up(number));
+        let watched = lock(&self.watches).remove(&domid);
+        watched.into_iter().flatten().for_each(|watched| self.give_up(watched));
     }
 
-    fn give_up(&self, number: u64) {
-        let watched = self.user.registry.remove(number);
-        if let Some(generator) = watched.and_then(|w| w.generator) {
-            disable(&self.user, generator);
+    fn give_up(&self, watched: WatchedDomain) {
+        for number in watched.numbers {
+            let watched = self.user.registry.remove(number);
+            if let Some(generator) = watched.and_then(|w| w.generator) {
+                self.user.give_up(generator);
+            }
         }
     }
 
@@ -465,7 +533,7 @@ impl DomainEvents {
             News::Ejected(event) => {
                 // SAFETY: an event of this kind, which is ours; its string is its own, or null.
                 let vdev = unsafe { string((*event.0).u.disk_eject.vdev) }.unwrap_or_default();
-                DomainChange::Ejected(EjectedDisk { vdev, event, user: self.user.clone() })
+                DomainChange::Ejected(EjectedDisk { domid, vdev, event, user: self.user.clone() })
             }
         };
         DomainEvent { domid, uuid, change }
@@ -476,11 +544,13 @@ impl DomainEvents {
         Error::new("wait for domain events", None, Cause::Disaster(why))
     }
 
-    /// The next event. `Ok(None)` when `deadline` has passed first; a `deadline` of `None` waits for ever.
+    /// Waits for the next event. `Ok(None)` when `deadline` has passed first; a `deadline` of `None` waits for ever.
     ///
     /// # Errors
-    /// [`Cause::Disaster`] when libxl's event handling broke and no event is left in the stream.
+    /// [`Cause::Disaster`] when libxl's event handling broke and no event is left in the stream. [`Cause::NotAllowed`] in a
+    /// log sink, and in a waker that the event thread calls.
     pub fn next_until(&self, deadline: Option<Instant>) -> Result<Option<DomainEvent>> {
+        self.user.may_wait("wait for domain events", None)?;
         let mut queue = lock(&self.stream.queue);
         loop {
             if let Some(event) = queue.events.pop_front() {
@@ -533,7 +603,7 @@ impl futures_core::Stream for &DomainEvents {
 impl Drop for DomainEvents {
     fn drop(&mut self) {
         let watches = std::mem::take(&mut *lock(&self.watches));
-        watches.into_values().flatten().for_each(|number| self.give_up(number));
+        watches.into_values().flatten().for_each(|watched| self.give_up(watched));
         let left = {
             let mut queue = lock(&self.stream.queue);
             queue.closed = true;
@@ -544,27 +614,29 @@ impl Drop for DomainEvents {
     }
 }
 
-impl Context {
-    /// Takes the medium out of a drive that the guest has opened, as a person would.
+impl EjectedDisk {
+    /// Takes the medium out of the drive, as a person would.
     ///
     /// # Errors
     /// libxl's reasons, e.g. a guest that is not HVM.
     ///
     /// Wraps `libxl_cdrom_insert`.
     #[doc(alias = "libxl_cdrom_insert")]
-    pub fn take_medium_out(&self, domid: Domid, disk: EjectedDisk) -> Result<Operation<()>> {
+    pub fn take_medium_out(self) -> Result<Operation<()>> {
+        let (user, domid) = (self.user.clone(), self.domid);
         start(
-            &self.user,
+            &user,
             "take medium out",
             Some(domid),
-            disk,
-            |user, disk, how| {
-                // SAFETY: `disk` stays where it is until completion, and with it libxl's event, in which the empty drive
-                // begins at this address.
+            self,
+            |lib, ctx, disk, how| {
+                // SAFETY: libxl keeps the drive's address until completion and changes what is there. `disk` stays where it is
+                // until then, and with it libxl's event, which is of this context and in which the empty drive begins at
+                // this address.
                 unsafe {
                     let event = (*disk).event.0;
                     let drive = (&raw mut (*event).u.disk_eject.disk).cast::<sys::libxl_device_disk>();
-                    user.lib().libxl_cdrom_insert(user.ctx(), domid, drive, how)
+                    lib.libxl_cdrom_insert(ctx, domid, drive, how)
                 }
             },
             |_, _disk, status| status,

@@ -10,28 +10,22 @@
 //! # Saving a guest
 //! ```no_run
 //! use std::time::{Duration, Instant};
-//! use xenlight::{Children, Context, Library, SaveFlags, Wait};
+//! use xenlight::{Children, Context, Library, SaveEnd, SaveFlags};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let context = Context::open(&Library::open_running()?, Children::LibxlReapsOwn, None)?;
 //! let domid = context.find("web")?.ok_or("web is not running")?;
 //! let file = std::fs::File::create("/var/tmp/web.stream")?;
 //! let save = context.save(domid, file.into(), SaveFlags::default())?;
-//! match save.wait_until(Some(Instant::now() + Duration::from_secs(300))) {
-//!     Wait::Done(Ok(fd)) => {
-//!         std::fs::File::from(fd).sync_all()?;
+//! let outcome = save.wait_until(Some(Instant::now() + Duration::from_secs(300)));
+//! // Aborts a save that is not done, and lets a guest run on that was not saved.
+//! match context.end_save(domid, outcome) {
+//!     SaveEnd::Saved(stream) => {
+//!         std::fs::File::from(stream).sync_all()?;
 //!         context.destroy(domid)?.wait()?;
 //!     }
-//!     Wait::Done(Err(e)) => {
-//!         context.resume(domid, true)?.wait()?;
-//!         return Err(e.into());
-//!     }
-//!     Wait::Pending(save) => {
-//!         save.abort()?;
-//!         let outcome = save.wait();
-//!         context.resume(domid, true)?.wait()?;
-//!         outcome?;
-//!     }
+//!     SaveEnd::Running(why) => println!("not saved, runs on: {why}"),
+//!     other => return Err(format!("not saved: {other:?}").into()),
 //! }
 //! # Ok(())
 //! # }
@@ -55,35 +49,46 @@
 //! ```
 //!
 //! # Threads and processes
-//! Everything may be used from several threads. Callbacks of the caller's (a [`LogSink`], a task's waker) run on
-//! whichever thread is inside libxl; a panic in one is caught and becomes a log line, and the work goes on.
-//! With one context only one thread at a time is inside libxl, so a callback must not wait for a thread that calls libxl.
-//! libxl starts processes (save helper, hotplug scripts, device models): [`Children`] says who reaps them. When it forks, it
-//! waits until no other thread is inside libxl, with this or another context: the child may need what that thread has locked.
-//! Only the building of a domain, which is one call, keeps it waiting for more than a moment; it forks after a minute in any
-//! case.
+//! Everything may be used from several threads. libxl locks a context while it works with it: a call waits for the others
+//! with the same context, and for none with another. Functions that block for longer than a moment say so, and for how long.
+//!
+//! Code of the caller's runs in three places. A panic there is caught and becomes a log line, and the work goes on.
+//!
+//! | code | called | may |
+//! |---|---|---|
+//! | [`LogSink`] | inside libxl, with its locks held, on any thread | not call libxl, nor wait for a thread that does: refused with [`Cause::NotAllowed`]. Handles may be dropped |
+//! | a task's [`Waker`](std::task::Waker) | outside libxl, on the thread that has just left it, often the event thread | do everything but wait for an operation or an event on the event thread, which is refused too |
+//! | [`Library::open_in`]'s library | as libxl | |
+//!
+//! libxl starts processes (save helper, hotplug scripts, device models): [`Children`] says who reaps them. Some of its
+//! children go on inside libxl's libraries, whose locks another thread may hold when it forks. So each child first proves that
+//! it can take them; one that can't is killed and another is forked. Nothing waits for that, whatever other threads do in libxl.
 
 #![deny(missing_docs)]
 
+mod call;
+mod children;
 mod config;
 mod context;
 mod cpus;
 mod domain;
 mod error;
 mod events;
-mod inside;
+mod fork;
 mod library;
 mod log;
 mod operation;
+mod sync;
 
 /// The traits that [`DomainEvents`] implements come from this crate.
 pub use futures_core;
 
 pub use self::log::{LogFacade, LogLevel, LogRecord, LogSink, Progress};
+pub use children::Children;
 pub use config::DomainConfig;
-pub use context::{Children, Context, Version};
+pub use context::{Context, Version};
 pub use cpus::HostCpus;
-pub use domain::{DomainInfo, Domid, SaveFlags, ShutdownReason, Trigger};
+pub use domain::{DomainInfo, Domid, SaveEnd, SaveFlags, ShutdownReason, Trigger};
 pub use error::{Cause, Error, ErrorCode, Result, Wait};
 pub use events::{DomainChange, DomainEvent, DomainEvents, EjectedDisk};
 pub use library::{Library, LibraryError};

@@ -1,12 +1,14 @@
 //! The libxl that is used.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use xenlight_sys as sys;
 use xenlight_sys::{OpenError, Release, ReleaseError};
 
-use crate::inside::Inside;
+use crate::call::Call;
+use crate::error::Cause;
+use crate::log::Logger;
 
 /// An opened libxl. Clones share it; it stays loaded until the process ends.
 #[derive(Clone, Debug)]
@@ -46,8 +48,13 @@ impl Library {
     ///
     /// # Errors
     /// As [`Library::open`].
-    pub fn open_in(directory: &Path, release: Release) -> Result<Self, LibraryError> {
-        Ok(Self(Arc::new(sys::Library::open_in(directory, release)?)))
+    ///
+    /// # Safety
+    /// The directory's `libxenlight.so.MAJOR.MINOR` is libxl of that release, or behaves like it in every respect: its code
+    /// runs in this process from now on, and nothing but its name is checked.
+    pub unsafe fn open_in(directory: &Path, release: Release) -> Result<Self, LibraryError> {
+        // SAFETY: as the caller promises.
+        Ok(Self(Arc::new(unsafe { sys::Library::open_in(directory, release) }?)))
     }
 
     /// The release.
@@ -55,8 +62,18 @@ impl Library {
         self.0.release()
     }
 
-    /// Permission to call it, for one call; `turn` is the context's.
-    pub(crate) fn inside<'a>(&'a self, turn: Option<&'a Mutex<()>>) -> Inside<'a> {
-        Inside::enter(&self.0, turn)
+    /// Enters libxl. Wakers that come up meanwhile, and panic, are told to `logger`.
+    pub(crate) fn enter<'a>(&'a self, logger: Option<&'a Logger>) -> Result<Call<'a>, Cause> {
+        Call::enter(&self.0, logger)
+    }
+
+    /// Enters libxl on a thread of this crate.
+    pub(crate) fn enter_own<'a>(&'a self, logger: &'a Logger) -> Call<'a> {
+        Call::new(&self.0, Some(logger))
+    }
+
+    /// libxl's functions, for those that neither use a context nor call back: they only work on memory that they are given.
+    pub(crate) fn functions(&self) -> &sys::libxl::Libxenlight {
+        &self.0
     }
 }

@@ -1,18 +1,20 @@
 //! libxl's log: captured per context, so that an error can carry the lines that explain it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use xenlight_sys::libxl::{XTL_DEBUG, xentoollog_level, xentoollog_logger};
 use xenlight_sys::logger::{ChildRecord, Parsed, xenlight_logger, xenlight_logger_init};
 
 use crate::Domid;
+use crate::call::in_sink;
+use crate::sync::lock;
 
 /// Warnings and errors kept per context. Operations pick theirs out of these; older ones are dropped first.
 const KEPT_RECORDS: usize = 1024;
@@ -117,9 +119,12 @@ pub struct Progress {
 
 /// Receives every log line and progress report of a context.
 ///
-/// It is called by whichever thread is inside libxl, with libxl's lock held: it must be quick and must not call
-/// libxl. If it panics, the panic is caught, reported as a log record and the sink is not called again; the
-/// operation that was logging goes on.
+/// Its functions are called by whichever thread is inside libxl, with libxl's lock held, so they must be quick and must not
+/// wait for another thread that uses the context. They can't call libxl: all that does is refused with
+/// [`Cause::NotAllowed`](crate::Cause::NotAllowed), or returns `None` where it has no error. Handles of this crate may be
+/// dropped in them: the event thread does later what belongs to that.
+///
+/// A panic is caught and becomes a log record. The sink is not called again, and the operation that was logging goes on.
 pub trait LogSink: Send + Sync {
     /// A log line.
     fn record(&self, record: &LogRecord);
@@ -162,9 +167,14 @@ struct Kept {
 /// What the C side's callbacks get as `data`.
 struct State {
     kept: Mutex<Kept>,
-    sink: Option<Box<dyn LogSink>>,
+    sink: Option<Arc<dyn LogSink>>,
     sink_failed: AtomicBool,
+    /// Domains that libxl has asked to suspend themselves, since the last save of each began.
+    asked_to_suspend: Mutex<HashSet<Domid>>,
 }
+
+/// Part of the line with which libxl says, in every release so far, that it asks a guest to suspend itself.
+const ASKS_TO_SUSPEND: &str = " suspend request via ";
 
 thread_local! {
     /// Set while this thread asks libxl something whose error is an answer and not news.
@@ -185,7 +195,7 @@ pub(crate) fn muted<T>(f: impl FnOnce() -> T) -> T {
 
 impl State {
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     fn keep(&self, record: LogRecord) {
@@ -205,7 +215,7 @@ impl State {
         if self.sink_failed.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(sink.as_ref()))) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| in_sink(|| f(sink.as_ref())))) {
             self.sink_failed.store(true, Ordering::Relaxed);
             self.keep(LogRecord {
                 level: LogLevel::Critical,
@@ -219,6 +229,9 @@ impl State {
     fn accept(&self, record: LogRecord) {
         if MUTED.get() {
             return;
+        }
+        if record.level == LogLevel::Debug && record.text.contains(ASKS_TO_SUSPEND) {
+            lock(&self.asked_to_suspend).extend(record.domid());
         }
         self.with_sink(|sink| sink.record(&record));
         self.keep(record);
@@ -250,12 +263,13 @@ unsafe impl Send for Logger {}
 unsafe impl Sync for Logger {}
 
 impl Logger {
-    pub(crate) fn new(sink: Option<Box<dyn LogSink>>) -> std::io::Result<Self> {
+    pub(crate) fn new(sink: Option<Arc<dyn LogSink>>) -> std::io::Result<Self> {
         let (child_read, child_write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let state = Box::into_raw(Box::new(State {
             kept: Mutex::new(Kept { next: 0, records: VecDeque::new() }),
             sink,
             sink_failed: AtomicBool::new(false),
+            asked_to_suspend: Mutex::default(),
         }));
         // SAFETY: all-zero is a valid value of this plain C struct (null function pointers, zero integers).
         let shim = Box::into_raw(Box::new(unsafe { std::mem::zeroed::<xenlight_logger>() }));
@@ -272,6 +286,21 @@ impl Logger {
             );
         }
         Ok(Self { shim, state, child_read, _child_write: child_write })
+    }
+
+    /// The caller's sink, for another context.
+    pub(crate) fn sink(&self) -> Option<Arc<dyn LogSink>> {
+        self.state().sink.clone()
+    }
+
+    /// Forgets that a domain was asked to suspend itself.
+    pub(crate) fn begin_save(&self, domid: Domid) {
+        lock(&self.state().asked_to_suspend).remove(&domid);
+    }
+
+    /// Returns whether libxl has asked a domain to suspend itself since its last save began.
+    pub(crate) fn was_asked_to_suspend(&self, domid: Domid) -> bool {
+        lock(&self.state().asked_to_suspend).contains(&domid)
     }
 
     /// What libxl wants as its logger.
@@ -423,7 +452,7 @@ mod tests {
                 panic!("no room");
             }
         }
-        let logger = Logger::new(Some(Box::new(Bad))).expect("logger");
+        let logger = Logger::new(Some(Arc::new(Bad))).expect("logger");
         let mark = logger.mark();
         logger.state().accept(record(LogLevel::Error, "one"));
         logger.state().accept(record(LogLevel::Error, "two"));
@@ -451,7 +480,7 @@ mod tests {
         static COLLECTOR: Collector = Collector(Mutex::new(Vec::new()));
         ::log::set_logger(&COLLECTOR).expect("no other test has a logger");
         ::log::set_max_level(::log::LevelFilter::Debug);
-        let logger = Logger::new(Some(Box::new(LogFacade))).expect("logger");
+        let logger = Logger::new(Some(Arc::new(LogFacade))).expect("logger");
         let full = LogRecord { errno: Some(28), context: Some("xc".into()), ..record(LogLevel::Error, "write\n") };
         for line in [full, record(LogLevel::Notice, "Domain 1:web"), record(LogLevel::Progress, "5%")] {
             logger.state().accept(line);

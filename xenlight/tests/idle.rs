@@ -15,7 +15,8 @@ fn threads() -> usize {
 fn a_context_that_is_only_asked_has_no_thread() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = fake_libxl::install(directory.path(), "4.17");
-    let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
+    // SAFETY: the fake behaves like libxl.
+    let library = unsafe { Library::open_in(directory.path(), Release::new(4, 17)) }.expect("the fake opens");
     let control = Control::open(&path);
     control.host(json!({"domains": [{"name": "web", "paused": true}]}));
     let open = || Context::open(&library, Children::LibxlReapsOwn, None).expect("a context");

@@ -1,84 +1,24 @@
 //! The races and faults of libxl that a real hypervisor can't be made to show on demand, on the fake libxl.
 
+mod common;
+
 use std::fs::File;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::{Context as Task, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::{Fake, Lines, config, done, soon};
 use fake_libxl::Control;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use xenlight::{
     Cause, Children, Context, DomainChange, DomainConfig, ErrorCode, Library, LogLevel, LogRecord, LogSink,
     Operation, Release, SaveFlags, ShutdownReason, Trigger, Wait,
 };
-
-/// A libxl of its own, with its own host, and a context on it.
-struct Fake {
-    control: Control,
-    library: Library,
-    directory: TempDir,
-}
-
-impl Fake {
-    fn new(host: Value) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = fake_libxl::install(directory.path(), "4.17");
-        let library = Library::open_in(directory.path(), Release::new(4, 17)).expect("the fake opens");
-        let control = Control::open(&path);
-        control.host(host);
-        Self { control, library, directory }
-    }
-
-    fn web() -> (Self, Context) {
-        let fake = Self::new(json!({"domains": [{"name": "web"}, {"name": "db"}]}));
-        let context = fake.context(None);
-        (fake, context)
-    }
-
-    fn context(&self, sink: Option<Box<dyn LogSink>>) -> Context {
-        Context::open(&self.library, Children::LibxlReapsOwn, sink).expect("a context")
-    }
-
-    fn file(&self, name: &str) -> OwnedFd {
-        File::create(self.directory.path().join(name)).expect("a file").into()
-    }
-
-    /// What is alive in the fake after everything was dropped.
-    fn expect_nothing_left(&self) {
-        let state = self.control.wait(|state| state["live"]["contexts"] == 0);
-        let live = state["live"].as_object().expect("counters");
-        for (what, count) in live {
-            assert!(*count == 0 || *count == json!([]), "{what} left: {state}");
-        }
-        assert_eq!(state["refusals"], json!([]));
-    }
-}
-
-fn config(name: &str) -> DomainConfig {
-    DomainConfig::from_json(json!({
-        "c_info": {"type": "pvh", "name": name, "uuid": "c57b1d5e-7e2f-4f0b-8d7c-0d9b5c0f2f11"},
-        "b_info": {"max_vcpus": 1, "max_memkb": 131072, "target_memkb": 131072, "kernel": "/k", "type.pvh": {}},
-        "on_reboot": "restart"
-    }))
-    .expect("an object")
-}
-
-fn soon() -> Option<Instant> {
-    Some(Instant::now() + Duration::from_secs(10))
-}
-
-fn done<T>(wait: Wait<T>) -> xenlight::Result<T> {
-    match wait {
-        Wait::Done(result) => result,
-        Wait::Pending(_) => panic!("still pending after ten seconds"),
-    }
-}
 
 #[test]
 fn completion_may_come_before_the_call_returns_in_the_event_loop_or_on_another_thread() {
@@ -245,30 +185,6 @@ fn a_panic_in_a_waker_stays_out_of_libxl() {
     context.unpause(1).expect("starts").wait().expect("the event thread is alive");
 }
 
-/// Keeps all lines.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<LogRecord>>>);
-
-impl LogSink for Lines {
-    fn record(&self, record: &LogRecord) {
-        self.0.lock().expect("not poisoned").push(record.clone());
-    }
-}
-
-impl Lines {
-    fn has(&self, part: &str) -> bool {
-        self.0.lock().expect("not poisoned").iter().any(|r| r.text.contains(part))
-    }
-
-    fn wait_for(&self, part: &str) {
-        let begun = Instant::now();
-        while !self.has(part) {
-            assert!(begun.elapsed() < Duration::from_secs(10), "{part:?} never came: {:?}", self.0);
-            thread::yield_now();
-        }
-    }
-}
-
 #[test]
 fn forked_children_log_without_touching_the_parents_locks() {
     let lines = Lines::default();
@@ -294,32 +210,6 @@ fn forked_children_log_without_touching_the_parents_locks() {
         outcome.expect("destroyed");
     });
     lines.wait_for("said by a child");
-}
-
-#[test]
-fn libxl_forks_when_no_other_thread_is_inside_it() {
-    let (fake, context) = Fake::web();
-    fake.control.script(json!([
-        {"call": "libxl_domain_create_new", "stall_ms": 300},
-        {"call": "libxl_domain_destroy", "forks": true},
-    ]));
-    let builders = [fake.context(None), fake.context(None)];
-    thread::scope(|scope| {
-        for (builder, name) in builders.iter().zip(["mail", "dns"]) {
-            scope.spawn(move || builder.create(&config(name)).expect("starts").wait().expect("created"));
-        }
-        let creations = |state: &Value| {
-            let calls = state["calls"].as_array().into_iter().flatten();
-            calls.filter(|call| call["call"] == "libxl_domain_create_new").count()
-        };
-        fake.control.wait(|state| creations(state) > 0);
-        // Side by side, and both beside what is being built.
-        let (one, other) = (context.destroy(1), fake.context(None).destroy(2));
-        done(one.expect("starts").wait_until(soon())).expect("destroyed");
-        done(other.expect("starts").wait_until(soon())).expect("destroyed");
-    });
-    drop((context, builders));
-    fake.expect_nothing_left();
 }
 
 #[test]
@@ -489,7 +379,7 @@ fn an_opened_drive_is_reported_and_emptied_even_if_nobody_listens_any_more() {
     let event = events.next_until(soon()).expect("no disaster").expect("an event");
     let DomainChange::Ejected(disk) = event.change else { panic!("{event:?}") };
     assert_eq!((event.domid, disk.vdev()), (1, "hdc"));
-    context.take_medium_out(1, disk).expect("starts").wait().expect("taken out");
+    disk.take_medium_out().expect("starts").wait().expect("taken out");
     // One that nobody wants, one that nobody takes, and one that comes too late.
     eject();
     drop(events.next_until(soon()).expect("no disaster").expect("an event"));
@@ -610,7 +500,8 @@ fn every_release_lists_its_domains() {
         let directory = tempfile::tempdir().expect("a directory");
         let release = Release::new(4, minor);
         let path = fake_libxl::install(directory.path(), &release.to_string());
-        let library = Library::open_in(directory.path(), release).expect("the fake opens");
+        // SAFETY: the fake behaves like libxl.
+        let library = unsafe { Library::open_in(directory.path(), release) }.expect("the fake opens");
         Control::open(&path).host(json!({"domains": [{"name": "a"}, {"name": "b", "paused": true}]}));
         let context = Context::open(&library, Children::LibxlReapsOwn, None).expect("a context");
         let list = context.list().expect("a list");

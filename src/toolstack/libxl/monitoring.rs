@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 use uuid::Uuid;
 use xenlight::futures_core::Stream;
-use xenlight::{Context, DomainChange, DomainConfig, DomainEvents, EjectedDisk, ErrorCode, Operation};
+use xenlight::{DomainChange, DomainConfig, DomainEvents, EjectedDisk, ErrorCode, Operation};
 
 use super::{Libxl, block_until, failed, reason, state};
 use crate::interrupt::Interrupt;
@@ -18,24 +18,19 @@ use crate::toolstack::{Change, Domid, Ejected, Error, Event, Monitoring, Note, S
 const CONFIGURATION: &str = "libxl-json";
 
 struct Events {
-    context: Context,
     events: DomainEvents,
     interrupt: Arc<Interrupt>,
 }
 
-struct Drive {
-    context: Context,
-    domid: Domid,
-    disk: EjectedDisk,
-}
+struct Drive(EjectedDisk);
 
 impl Ejected for Drive {
     fn vdev(&self) -> &str {
-        self.disk.vdev()
+        self.0.vdev()
     }
 
     fn take_out(self: Box<Self>) -> Result<(), Error> {
-        let taken = self.context.take_medium_out(self.domid, self.disk).and_then(Operation::wait);
+        let taken = self.0.take_medium_out().and_then(Operation::wait);
         taken.map_err(|e| failed("take medium out", &e))
     }
 }
@@ -64,10 +59,7 @@ impl Watch for Events {
             change: match event.change {
                 DomainChange::Shutdown(why) => Change::Shutdown(reason(why)),
                 DomainChange::Death => Change::Gone,
-                DomainChange::Ejected(disk) => {
-                    let context = self.context.clone();
-                    Change::Ejected(Box::new(Drive { context, domid: event.domid, disk }))
-                }
+                DomainChange::Ejected(disk) => Change::Ejected(Box::new(Drive(disk))),
             },
         }))
     }
@@ -75,8 +67,7 @@ impl Watch for Events {
 
 impl Monitoring for Libxl {
     fn watch(&self) -> Box<dyn Watch> {
-        let (context, events) = (self.context.clone(), self.context.domain_events());
-        Box::new(Events { context, events, interrupt: Arc::clone(&self.interrupt) })
+        Box::new(Events { events: self.context.domain_events(), interrupt: Arc::clone(&self.interrupt) })
     }
 
     fn look(&self, domid: Domid) -> Result<Option<(Uuid, State)>, Error> {
@@ -122,11 +113,10 @@ impl Monitoring for Libxl {
         note: Note<'_>,
     ) -> Result<(), Error> {
         const ACTION: &str = "soft reset";
-        let context = self.builder(ACTION)?;
         let config = DomainConfig::from_json(without_domid(config)).map_err(|e| failed(ACTION, &e))?;
         let lock = self.memory.as_ref().map(|memory| memory.lock(deadline, note)).transpose();
         let _lock = lock.map_err(|e| Error { timed_out: e.timed_out(), ..Error::new(ACTION, e.to_string()) })?;
-        let (outcome, timed_out) = self.within(context.soft_reset(domid, &config), deadline);
+        let (outcome, timed_out) = self.within(self.context.soft_reset(domid, &config), deadline);
         outcome.map_err(|e| Error { timed_out, ..failed(ACTION, &e) })
     }
 }

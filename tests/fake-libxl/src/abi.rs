@@ -18,7 +18,6 @@ pub mod error {
     pub const BUFFERFULL: i32 = -13;
     pub const UNKNOWN_CHILD: i32 = -14;
     pub const LOCK_FAIL: i32 = -15;
-    pub const JSON_CONFIG_EMPTY: i32 = -16;
     pub const DOMAIN_NOTFOUND: i32 = -21;
     pub const ABORTED: i32 = -22;
     pub const NOTFOUND: i32 = -23;
@@ -199,6 +198,8 @@ pub struct ChildHooks {
     pub reaped_callback: Option<unsafe extern "C" fn(pid: libc::pid_t, status: c_int, user: *mut c_void) -> c_int>,
 }
 
+/// `libxl_sigchld_owner_libxl_always`.
+pub const LIBXL_ALWAYS: c_int = 2;
 /// `libxl_sigchld_owner`: the mode in which several contexts may have children.
 pub const SELECTIVE_REAP: c_int = 3;
 /// `libxl_sigchld_owner_mainloop`.

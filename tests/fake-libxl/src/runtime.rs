@@ -187,8 +187,13 @@ pub fn state() -> Value {
 // ---------------------------------------------------------------------------------------------------------------
 // The locks.
 
-/// What libxencall has for the buffers of all contexts of a process.
+/// What libxencall has for the buffers of all contexts of a process: a lock that each hypercall takes for a moment.
 static BUFFERS: Mutex<()> = Mutex::new(());
+
+/// Takes the lock of a hypercall. For ever, in a child that was forked while another thread had it.
+pub fn use_buffers() {
+    drop(locked(&BUFFERS));
+}
 
 #[derive(Default)]
 struct RecursiveLock {
@@ -223,6 +228,27 @@ impl RecursiveLock {
 
     fn mine(&self) -> bool {
         locked(&self.holder).0 == Some(thread::current().id())
+    }
+}
+
+/// Spends so long inside a call, as building a domain does: with hypercalls, which take a tenth of the time.
+fn stall(time: Duration, hypercall: Duration) {
+    let end = Instant::now() + time;
+    let pause = |time: Duration| thread::sleep(time.min(end.saturating_duration_since(Instant::now())));
+    while Instant::now() < end {
+        let buffers = locked(&BUFFERS);
+        pause(hypercall);
+        drop(buffers);
+        pause(hypercall * 9);
+    }
+}
+
+fn default_sigchld() -> bool {
+    // SAFETY: asks for the present action, for which all-zero is a valid start.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGCHLD, std::ptr::null(), &raw mut action);
+        action.sa_sigaction == libc::SIG_DFL
     }
 }
 
@@ -474,6 +500,8 @@ impl Drop for Held {
 thread_local! {
     /// Whether this thread is inside a hook of the caller's event loop.
     static IN_HOOK: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread is inside the caller's logger.
+    static IN_LOGGER: Cell<bool> = const { Cell::new(false) };
     /// Whether this thread is one that the fake made.
     static OURS: Cell<bool> = const { Cell::new(false) };
 }
@@ -494,6 +522,10 @@ pub fn context(handle: *mut c_void, call: &str) -> Option<Arc<Ctx>> {
 
 /// Takes a context's lock.
 pub fn enter(handle: *mut c_void, call: &str) -> Option<Held> {
+    if IN_LOGGER.get() {
+        refuse(&format!("{call} from inside the logger, with libxl's locks held"));
+        return None;
+    }
     context(handle, call).map(Ctx::hold)
 }
 
@@ -604,10 +636,12 @@ impl Ctx {
             return;
         }
         let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
+        let outer = IN_LOGGER.replace(true);
         // SAFETY: the logger outlives the context by contract; the strings live for the call.
         unsafe {
             fake_shim_message(self.logger as *mut c_void, level, errnoval, c"libxl".as_ptr(), text.as_ptr());
         }
+        IN_LOGGER.set(outer);
     }
 
     /// An error line as libxl prefixes it.
@@ -620,6 +654,7 @@ impl Ctx {
         if self.logger == 0 || steps == 0 {
             return;
         }
+        let outer = IN_LOGGER.replace(true);
         for step in 0..=steps {
             // SAFETY: as for `log`.
             unsafe {
@@ -633,6 +668,7 @@ impl Ctx {
                 );
             }
         }
+        IN_LOGGER.set(outer);
     }
 
     /// Logs from forked children, as libxl does, while other threads keep the parent's locks busy.
@@ -1120,8 +1156,7 @@ impl Ctx {
             self.fork();
         }
         if rule.stall_ms > 0 {
-            let _buffers = locked(&BUFFERS);
-            thread::sleep(Duration::from_millis(rule.stall_ms));
+            stall(Duration::from_millis(rule.stall_ms), Duration::from_millis(rule.hypercall_ms.unwrap_or(1)));
         }
         rule.die_at(Point::Before);
         rule
@@ -1147,7 +1182,8 @@ impl Ctx {
         if pid == 0 {
             // SAFETY: ends a child that hangs.
             unsafe { libc::alarm(LIMIT) };
-            let stuck = BUFFERS.try_lock().is_err();
+            // libxl's handler belongs to the parent, and its mutex may be locked.
+            let stuck = BUFFERS.try_lock().is_err() || !default_sigchld();
             let again = fork();
             let stuck = stuck || (again != 0 && failed(again));
             // SAFETY: ends the children without running the parent's exit handlers.

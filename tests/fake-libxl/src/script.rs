@@ -85,6 +85,9 @@ pub struct Rule {
     pub twice: bool,
     #[serde(default)]
     pub stall_ms: u64,
+    /// How long each hypercall of a stalled call holds what is locked for it.
+    #[serde(default)]
+    pub hypercall_ms: Option<u64>,
     #[serde(default)]
     pub partial_bytes: Option<u64>,
     #[serde(default)]

@@ -5,7 +5,7 @@
 use crate::abi::{error, reason};
 use crate::runtime::{Cancel, Ctx, End, world};
 use crate::script::{Complete, Point, Rule};
-use crate::world::{Domain, Image};
+use crate::world::{Domain, Image, World};
 use serde_json::{Value, json};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -168,6 +168,13 @@ fn suspend_guest(ctx: &Ctx, domid: u32, cancel: &Cancel) -> Result<(), Stop> {
     let Some(domain) = world(|w| w.domains.get(&domid).cloned()) else {
         return Err(Stop::Guest(error::FAIL, "domain is gone"));
     };
+    let set_request = |request: Option<&str>| {
+        world(|w| {
+            if let Some(domain) = w.domains.get_mut(&domid).filter(|domain| domain.shutdown.is_none()) {
+                domain.request = request.map(str::to_owned);
+            }
+        });
+    };
     match domain.shutdown {
         Some(reason::SUSPEND) => return Ok(()),
         Some(_) => return Err(Stop::Guest(error::FAIL, "domain has shut down")),
@@ -176,22 +183,27 @@ fn suspend_guest(ctx: &Ctx, domid: u32, cancel: &Cancel) -> Result<(), Stop> {
     let obeys = domain.guest.suspend != "ignore" && !domain.paused;
     let time = if obeys { domain.guest.suspend_ms } else { domain.guest.timeout_ms };
     let asked = Instant::now();
+    set_request(Some("suspend"));
     if cancel.wait(Some(Duration::from_millis(time))) {
         if obeys && domain.guest.suspend == "ok" {
-            // The guest does not hear of the abort: it does what it was asked for.
+            // The request is not taken back: the guest does what it was asked for.
             let left = Duration::from_millis(time).saturating_sub(asked.elapsed());
             world(|w| w.later(u64::try_from(left.as_millis()).unwrap_or(u64::MAX), domid, "suspend"));
         }
         return Err(Stop::Aborted);
     }
     if !obeys {
+        // This is what takes it back.
+        set_request(None);
         return Err(Stop::Guest(error::GUEST_TIMEDOUT, "guest didn't acknowledge suspend"));
     }
     if domain.guest.suspend == "crash" {
         world(|w| w.shut(domid, reason::CRASH));
         return Err(Stop::Guest(error::FAIL, "guest crashed while suspending"));
     }
-    if world(|w| w.shut(domid, reason::SUSPEND)) {
+    // An earlier request may have been obeyed meanwhile.
+    let suspended = |w: &World| w.domains.get(&domid).is_some_and(|d| d.shutdown == Some(reason::SUSPEND));
+    if world(|w| w.suspend(domid) || suspended(w)) {
         Ok(())
     } else {
         Err(Stop::Guest(error::FAIL, "domain has shut down"))

@@ -84,7 +84,7 @@ pub struct Domain {
     pub vcpus: u32,
     pub paused: bool,
     pub shutdown: Option<i32>,
-    /// A shutdown or reboot request that the guest has not cleared.
+    /// A request to shut down, reboot or suspend that the guest has not cleared.
     pub request: Option<String>,
     pub dying: bool,
     pub never_stop: bool,
@@ -415,6 +415,12 @@ impl World {
         true
     }
 
+    /// A guest obeys a request to suspend itself, if there still is one.
+    pub fn suspend(&mut self, domid: u32) -> bool {
+        let asked = self.domains.get(&domid).is_some_and(|domain| domain.request.as_deref() == Some("suspend"));
+        asked && self.shut(domid, reason::SUSPEND)
+    }
+
     /// The domain's end.
     pub fn destroy(&mut self, domid: u32) -> bool {
         let Some(domain) = self.domains.get_mut(&domid) else {
@@ -469,7 +475,7 @@ impl World {
                 true
             }
             "poweroff" => self.shut(domid, reason::POWEROFF),
-            "suspend" => self.shut(domid, reason::SUSPEND),
+            "suspend" => self.suspend(domid),
             "reboot" => self.shut(domid, reason::REBOOT),
             "crash" => self.shut(domid, reason::CRASH),
             "watchdog" => self.shut(domid, reason::WATCHDOG),

@@ -38,7 +38,9 @@ fn run(arguments: &[String]) -> Done {
     let Some((command, arguments)) = arguments.split_first() else { return Err("which command?".into()) };
     let unable = |why: xenlight::Error| format!("Unable to connect to xend: {why}");
     let directory = std::env::var("XL_STAND_IN_LIBRARY").map_err(|e| e.to_string())?;
-    let library = Library::open_in(Path::new(&directory), Release::new(4, 17)).map_err(|e| e.to_string())?;
+    // SAFETY: the fake behaves like libxl.
+    let library =
+        unsafe { Library::open_in(Path::new(&directory), Release::new(4, 17)) }.map_err(|e| e.to_string())?;
     let xend = Context::open(&library, Children::LibxlReapsOwn, None).map_err(unable)?;
     end_guests(&xend);
     let (options, words): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|word| word.starts_with('-'));

@@ -162,7 +162,8 @@ pub extern "C" fn libxl_retrieve_domain_configuration(
 pub fn current(domid: u32) -> Result<Value, c_int> {
     world(|w| {
         let domain = w.domains.get(&domid).ok_or(error::LOCK_FAIL)?;
-        let mut value = domain.config.clone().ok_or(error::JSON_CONFIG_EMPTY)?;
+        // libxl does not tell one failure from another.
+        let mut value = domain.config.clone().ok_or(error::FAIL)?;
         if let Some(name) = &domain.name {
             config::set(&mut value, "c_info", "name", Some(json!(name)));
             config::set(&mut value, "c_info", "uuid", Some(json!(domain.uuid)));

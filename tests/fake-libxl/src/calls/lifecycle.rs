@@ -263,6 +263,12 @@ pub extern "C" fn libxl_domain_soft_reset(
     _console: *const AsyncprogressHow,
 ) -> c_int {
     let call = "libxl_domain_soft_reset";
+    if !how.is_null() {
+        refuse(
+            "libxl_domain_soft_reset with a completion request: libxl writes the domid to a stack that is gone",
+        );
+        return error::INVAL;
+    }
     if blocks::read(block, call).is_none() {
         return error::INVAL;
     }

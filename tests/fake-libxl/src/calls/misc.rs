@@ -88,27 +88,74 @@ pub extern "C" fn libxl_childproc_setmode(ctx: *mut c_void, hooks: *const ChildH
     }
     // SAFETY: NULL or the caller's struct.
     let mode = unsafe { hooks.as_ref() }.map_or(0, |h| h.chldowner);
+    if matches!(mode, abi::LIBXL_ALWAYS | abi::SELECTIVE_REAP) && !sigchld_is_free() {
+        return refuse("libxl is to handle SIGCHLD, and the process has a handler of its own");
+    }
     let mut inner = locked(&held.inner);
     inner.child_mode = mode;
     inner.child_hooks = (!hooks.is_null()).then_some((hooks as usize, user as usize));
 }
 
+/// Whether libxl could install its handler. The fake does not.
+fn sigchld_is_free() -> bool {
+    // SAFETY: all-zero is a valid value of this structure, in which the present action is put.
+    let action = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGCHLD, std::ptr::null(), &raw mut action);
+        action
+    };
+    action.sa_flags & libc::SA_SIGINFO == 0 && matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
+}
+
 #[unsafe(no_mangle)]
 pub extern "C" fn libxl_childproc_reaped(ctx: *mut c_void, _pid: libc::pid_t, _status: c_int) -> c_int {
-    match enter(ctx, "libxl_childproc_reaped") {
-        // The fake's helpers are threads.
-        Some(_) => error::UNKNOWN_CHILD,
-        None => error::INVAL,
-    }
+    // The fake's helpers are threads.
+    if mainloop(ctx, "libxl_childproc_reaped") { error::UNKNOWN_CHILD } else { error::INVAL }
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn libxl_childproc_sigchld_occurred(ctx: *mut c_void) {
-    let _ = enter(ctx, "libxl_childproc_sigchld_occurred");
+    mainloop(ctx, "libxl_childproc_sigchld_occurred");
+}
+
+/// Refuses what libxl asserts not to be called unless the application reaps.
+fn mainloop(ctx: *mut c_void, call: &str) -> bool {
+    let Some(held) = enter(ctx, call) else {
+        return false;
+    };
+    let is_mainloop = locked(&held.inner).child_mode == abi::MAINLOOP;
+    if !is_mainloop {
+        refuse(&format!("{call} in another mode than that of the application"));
+    }
+    is_mainloop
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn libxl_postfork_child_noexec(_ctx: *mut c_void) {}
+
+// ---- libxenctrl
+
+#[unsafe(no_mangle)]
+pub extern "C" fn xc_interface_open(_logger: *mut c_void, _builder: *mut c_void, _flags: c_uint) -> *mut c_void {
+    runtime::use_buffers();
+    Box::into_raw(Box::new(0u64)).cast()
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn xc_interface_close(xch: *mut c_void) -> c_int {
+    if !xch.is_null() {
+        runtime::use_buffers();
+        // SAFETY: made by `xc_interface_open`, and closed once.
+        drop(unsafe { Box::from_raw(xch.cast::<u64>()) });
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn xc_strerror(_xch: *mut c_void, _errcode: c_int) -> *const c_char {
+    runtime::use_buffers();
+    c"an error".as_ptr()
+}
 
 // ---- userdata
 
@@ -195,10 +242,8 @@ pub extern "C" fn libxl_userdata_unlink(ctx: *mut c_void, domid: u32, id: *const
     simple(ctx, "libxl_userdata_unlink", Some(domid), args, false, |_| {
         world(|w| match w.domains.get_mut(&domid) {
             None => error::LOCK_FAIL,
-            Some(d) => {
-                d.userdata.remove(&id);
-                0
-            }
+            // What is not there can't be deleted.
+            Some(d) => d.userdata.remove(&id).map_or(error::FAIL, |_| 0),
         })
     })
 }

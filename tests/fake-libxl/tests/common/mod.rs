@@ -57,7 +57,8 @@ pub struct Fake {
 pub fn fake_of(release: Release) -> Fake {
     let scratch = Scratch::new();
     let path = fake_libxl::install(&scratch.0, &release.to_string());
-    let lib = Library::open_in(&scratch.0, release).unwrap_or_else(|e| panic!("{e:?}"));
+    // SAFETY: the fake behaves like libxl.
+    let lib = unsafe { Library::open_in(&scratch.0, release) }.unwrap_or_else(|e| panic!("{e:?}"));
     let control = Control::open(&path);
     Fake { lib: Arc::new(lib), control, scratch }
 }

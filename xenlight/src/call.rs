@@ -30,7 +30,7 @@ thread_local! {
 /// Whoever drops one must hold no lock that a waker could want.
 pub(crate) struct Call<'a> {
     lib: &'a Libxenlight,
-    /// Logger for wakers that panic. Without a context there are no wakers.
+    /// Logger for wakers that panic. Without a context there is none, and there are no wakers.
     logger: Option<&'a Logger>,
     /// Counted for one thread, so it must stay there.
     _thread: PhantomData<*const ()>,
@@ -62,18 +62,28 @@ impl Deref for Call<'_> {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        let depth = DEPTH.get() - 1;
-        DEPTH.set(depth);
-        let Some(logger) = self.logger.filter(|_| depth == 0) else { return };
-        loop {
-            // A thread that ends has no list any more, and then nothing in it either.
-            let wakers = WAKERS.try_with(RefCell::take).unwrap_or_default();
-            if wakers.is_empty() {
-                return;
-            }
-            wakers.into_iter().for_each(|waker| run(logger, waker));
-        }
+        leave(self.logger);
     }
+}
+
+fn leave(logger: Option<&Logger>) {
+    let depth = DEPTH.get() - 1;
+    DEPTH.set(depth);
+    while depth == 0 {
+        // A thread that ends has no list any more, and then nothing in it either.
+        let wakers = WAKERS.try_with(RefCell::take).unwrap_or_default();
+        if wakers.is_empty() {
+            return;
+        }
+        wakers.into_iter().for_each(|waker| run(logger, waker));
+    }
+}
+
+/// Runs a callback of libxl's, which may be on a thread that did not enter libxl through this crate.
+pub(crate) fn called_back(f: impl FnOnce()) {
+    DEPTH.set(DEPTH.get() + 1);
+    f();
+    leave(None);
 }
 
 /// Returns whether this thread is inside libxl or in a log sink, where it must not wait for another thread.
@@ -106,12 +116,13 @@ pub(crate) fn wake(logger: &Logger, waker: Waker) {
         let _ = WAKERS.try_with(|wakers| wakers.borrow_mut().extend(waker.take()));
     }
     if let Some(waker) = waker {
-        run(logger, waker);
+        run(Some(logger), waker);
     }
 }
 
-fn run(logger: &Logger, waker: Waker) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+fn run(logger: Option<&Logger>, waker: Waker) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+    if let (Err(panic), Some(logger)) = (outcome, logger) {
         logger.note(LogLevel::Critical, format!("a task's waker panicked: {}", panic_text(&*panic)));
     }
 }

@@ -558,12 +558,14 @@ fn now() -> libc::timeval {
 unsafe extern "C" fn on_event(user: *mut c_void, event: *mut sys::libxl_event) {
     // SAFETY: `user` is the `Shared` that the event thread keeps until it has freed the context.
     let shared = unsafe { &*user.cast::<Shared>() };
-    // SAFETY: libxl hands over a valid event, which is ours until it is freed below, or by whoever has kept it.
-    let kept = unsafe { shared.registry.deliver(shared, event) };
-    if !kept {
-        // SAFETY: the event came from libxl and is not used any more. The call uses no context.
-        unsafe { shared.lib().libxl_event_free(shared.ctx(), event) };
-    }
+    call::called_back(|| {
+        // SAFETY: libxl hands over a valid event, which is ours until it is freed below, or by whoever has kept it.
+        let kept = unsafe { shared.registry.deliver(shared, event) };
+        if !kept {
+            // SAFETY: the event came from libxl and is not used any more. The call uses no context.
+            unsafe { shared.lib().libxl_event_free(shared.ctx(), event) };
+        }
+    });
 }
 
 /// `libxl_event_hooks.disaster`: called with libxl's locks held. Nothing of the caller's runs here: wakers are called when
@@ -581,5 +583,5 @@ unsafe extern "C" fn on_disaster(
     if errnoval > 0 {
         why = format!("{why}: {}", std::io::Error::from_raw_os_error(errnoval));
     }
-    shared.declare_disaster(&why);
+    call::called_back(|| shared.declare_disaster(&why));
 }

@@ -248,13 +248,15 @@ fn request(slot: *const Slot) -> sys::libxl_asyncop_how {
 /// `libxl_asyncop_how.callback`: comes exactly once, on any thread that is inside libxl, perhaps before the
 /// starting call has returned.
 unsafe extern "C" fn on_complete(_ctx: *mut sys::libxl_ctx, rc: c_int, for_callback: *mut c_void) {
-    // SAFETY: `start` gave libxl one count of this Arc, and libxl calls back once.
-    let slot = unsafe { Arc::from_raw(for_callback.cast_const().cast::<Slot>()) };
-    let complete = lock(&slot.complete).take();
-    if let Some(complete) = complete {
-        // None of the caller's code runs in there: its waker is called when this thread has left libxl.
-        complete(rc);
-    }
+    call::called_back(|| {
+        // SAFETY: `start` gave libxl one count of this Arc, and libxl calls back once.
+        let slot = unsafe { Arc::from_raw(for_callback.cast_const().cast::<Slot>()) };
+        let complete = lock(&slot.complete).take();
+        if let Some(complete) = complete {
+            // None of the caller's code runs in there: its waker is called when this thread has left libxl.
+            complete(rc);
+        }
+    });
 }
 
 impl<T> Operation<T> {

@@ -14,6 +14,7 @@ mod devices;
 mod faults;
 mod guests;
 mod host;
+mod large;
 mod lifecycle;
 mod memory;
 mod migrate;
@@ -30,7 +31,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
-use xtask::lab::{Host, Lab, Machine, Release};
+use xtask::lab::{Host, Lab, Machine, Release, Threads};
 
 use bench::Bench;
 use scenarios::Scenario;
@@ -78,8 +79,7 @@ type Scenarios = &'static [(&'static str, Scenario)];
 
 /// Hosts that are alike, and what is done on them.
 struct Group {
-    /// Processors of each host.
-    cpus: u32,
+    machine: Machine,
     /// How many hosts a scenario has: the one under test, and others to migrate guests to.
     hosts: usize,
     /// How many of its scenarios may be done at the same time.
@@ -96,10 +96,19 @@ const AT_ONCE: usize = 2;
 /// The most hosts that a scenario has.
 const MOST_HOSTS: usize = 3;
 
+/// A host with one processor: PVH and HVM guests die on more now and then.
+const ONE: Machine = Machine { cpus: 1, memory: 4096, dom0_memory: 1024, threads: Threads::One };
+
+/// A host for PV guests.
+const TWO: Machine = Machine { cpus: 2, ..ONE };
+
+/// A host for a PV guest of 4 GiB beside others.
+const LARGE: Machine = Machine { memory: 8192, threads: Threads::Each, ..TWO };
+
 /// All scenarios, the last group first.
 const ALL: &[Group] = &[
     Group {
-        cpus: 2,
+        machine: TWO,
         hosts: 1,
         at_once: 2,
         by_name: false,
@@ -118,16 +127,17 @@ const ALL: &[Group] = &[
             toolstack::ALL,
         ],
     },
-    Group { cpus: 1, hosts: 3, at_once: 1, by_name: false, scenarios: &[guests::PVH, migrate::ALL] },
-    Group { cpus: 1, hosts: 1, at_once: 1, by_name: true, scenarios: &[guests::HVM] },
-    Group { cpus: 1, hosts: 3, at_once: 1, by_name: true, scenarios: &[migrate::BY_NAME] },
+    Group { machine: ONE, hosts: 3, at_once: 1, by_name: false, scenarios: &[guests::PVH, migrate::ALL] },
+    Group { machine: ONE, hosts: 1, at_once: 1, by_name: true, scenarios: &[guests::HVM] },
+    Group { machine: ONE, hosts: 3, at_once: 1, by_name: true, scenarios: &[migrate::BY_NAME] },
     Group {
-        cpus: 2,
+        machine: TWO,
         hosts: 1,
         at_once: 2,
         by_name: true,
         scenarios: &[crash::BY_NAME, host::BY_NAME, monitor::BY_NAME],
     },
+    Group { machine: LARGE, hosts: 1, at_once: 1, by_name: true, scenarios: &[large::BY_NAME] },
 ];
 
 /// Scenarios with their names.
@@ -158,10 +168,10 @@ impl Outcomes {
             return Ok(());
         }
         let release = arguments.release;
-        let machine = Machine { cpus: group.cpus, ..Machine::default() };
-        let name = |number| format!("test-4-{}-{}-{number}", release.minor(), group.cpus);
+        let Machine { cpus, memory, .. } = group.machine;
+        let name = |number| format!("test-4-{}-{cpus}-{memory}-{number}", release.minor());
         let mut hosts = (first..first + group.hosts)
-            .map(|number| lab.host(&name(number), release)?.machine(machine).up())
+            .map(|number| lab.host(&name(number), release)?.machine(group.machine).up())
             .collect::<Result<Vec<_>>>()?;
         self.work(waiting, &mut hosts, arguments);
         hosts.into_iter().try_for_each(Host::down)

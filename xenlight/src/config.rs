@@ -232,6 +232,8 @@ fn understands(user: &User, json: &Value, path: &[Step]) -> bool {
     let Some(leaf) = at_mut(&mut changed, path) else { return false };
     match leaf {
         Value::Bool(b) => *b = !*b,
+        // No field holds a fraction. libxl passes over a number with a point, and stops reading one at its exponent.
+        Value::Number(n) if n.is_f64() => return false,
         Value::Number(n) => {
             let n = n.as_u64().unwrap_or_default();
             *leaf = Value::from(if n == 0 { 1 } else { n - 1 });

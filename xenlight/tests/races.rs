@@ -238,12 +238,13 @@ fn what_libxl_ignores_of_a_configuration_is_found() {
     odd["b_info"]["flux_capacitor"] = json!(88);
     odd["c_info"]["name"] = json!(5);
     odd["b_info"]["max_vcpus"] = json!(0);
+    odd["b_info"]["event_channels"] = json!(2.0);
     odd["on_poweroff"] = json!("destroy");
     let odd = DomainConfig::from_json(odd).expect("an object");
     let error = context.create(&odd).expect_err("parts would be ignored");
     let Cause::ConfigDropped(dropped) = error.cause() else { panic!("{error}") };
     // Values that are the default do not come back either, but they are understood.
-    assert_eq!(dropped, &["/b_info/flux_capacitor", "/c_info/name"]);
+    assert_eq!(dropped, &["/b_info/event_channels", "/b_info/flux_capacitor", "/c_info/name"]);
     assert_eq!(context.list().expect("a list").len(), 3, "nothing was created");
     drop((context, error));
     fake.expect_nothing_left();

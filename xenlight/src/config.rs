@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_void};
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 use uuid::Uuid;
 use xenlight_sys::Block;
 use xenlight_sys::libxl as sys;
@@ -15,6 +15,9 @@ use crate::log::muted;
 ///
 /// It holds libxl's JSON, the same that `xl create -n` prints and that `xl save` puts into images. libxl's C
 /// structures never appear on the Rust side: libxl itself reads the JSON, fills its structures and frees them.
+///
+/// Numbers of 32 bits without a sign need care in a configuration that libxl has written: from Xen 4.21 on it may write
+/// them with a sign, 4294963696 as -3600.
 ///
 /// ```
 /// use serde_json::json;
@@ -218,10 +221,20 @@ fn compare(given: &Value, seen: &Value, path: &mut Vec<Step>, missing: &mut Vec<
                 path.pop();
             }
         }
-        (Value::Number(a), Value::Number(b)) if a != b => missing.push(path.clone()),
+        (Value::Number(a), Value::Number(b)) if !same_number(a, b) => missing.push(path.clone()),
         (_, Value::Null) => missing.push(path.clone()),
         // libxl has its own spelling of some strings (UUIDs, MACs, enums): that there is one is what counts.
         _ => {}
+    }
+}
+
+/// Compares numbers by their value for libxl. Its writer of Xen 4.21 and later, json-c, knows no number of 32 bits without
+/// a sign: what is 4294963696 in libxl's structure comes back as -3600. No field takes both of them with another meaning.
+fn same_number(a: &Number, b: &Number) -> bool {
+    let unsigned = |n: i64| if (i64::from(i32::MIN)..0).contains(&n) { n + (1 << 32) } else { n };
+    match (a.as_i64(), b.as_i64()) {
+        (Some(a), Some(b)) => unsigned(a) == unsigned(b),
+        _ => a == b,
     }
 }
 
@@ -244,7 +257,10 @@ fn understands(user: &User, json: &Value, path: &[Step]) -> bool {
     let changed_leaf = leaf.clone();
     let Ok(raw) = muted(|| RawConfig::parse(user, &changed)) else { return true };
     match raw.to_json() {
-        Ok(seen) => at(&seen, path).is_some_and(|leaf| !changed_leaf.is_number() || *leaf == changed_leaf),
+        Ok(seen) => match (&changed_leaf, at(&seen, path)) {
+            (Value::Number(asked), Some(Value::Number(seen))) => same_number(asked, seen),
+            (_, seen) => !changed_leaf.is_number() && seen.is_some(),
+        },
         Err(_) => false,
     }
 }
@@ -321,6 +337,64 @@ mod tests {
     #[test]
     fn other_spellings_are_not_missing_but_other_numbers_are() {
         assert_eq!(missing(&json!({"u": "AB", "n": 1}), &json!({"u": "ab", "n": 2})), ["/n"]);
+    }
+
+    #[test]
+    fn numbers_come_back_with_a_sign_from_json_c() {
+        // A leaf of CPUID, a clock an hour late, all bits but one, and the largest and smallest that change their look.
+        for (number, signed) in [
+            (0x8000_0001_u32, -2_147_483_647),
+            (4_294_963_696, -3600),
+            (0xffff_fffe, -2),
+            (0xffff_ffff, -1),
+            (0x8000_0000, i32::MIN),
+        ] {
+            let (unsigned, signed) = (json!({"n": number}), json!({"n": signed}));
+            assert!(missing(&unsigned, &signed).is_empty(), "{unsigned}");
+            // libxl of another release, or built with yajl, reads what json-c has written.
+            assert!(missing(&signed, &unsigned).is_empty(), "{signed}");
+        }
+        for (given, seen) in [
+            (json!(0x8000_0001_u32), json!(-2_147_483_646)),
+            (json!(1), json!(-1)),
+            (json!(u64::MAX), json!(-1)),
+            (json!(1_u64 << 63), json!(i64::MIN)),
+            (json!((1_u64 << 32) + 1), json!(1)),
+            (json!(i64::from(i32::MIN) - 1), json!(i32::MAX)),
+            (json!(1.0), json!(1)),
+        ] {
+            assert_eq!(missing(&json!({"n": given}), &json!({"n": seen})), ["/n"], "{given} {seen}");
+        }
+    }
+
+    #[test]
+    fn what_libxl_writes_is_read_in_either_style() {
+        // yajl's, and json-c's: other spacing, escaped slashes, no line feed at the end, members in another order.
+        let yajl = r#"{
+    "c_info": {
+        "name": "a/b",
+        "domid": 4294967294
+    },
+    "b_info": {
+        "type.pv": {
+
+        }
+    }
+}
+"#;
+        let json_c = r#"{
+  "b_info":{
+    "type.pv":{
+    }
+  },
+  "c_info":{
+    "domid":4294967294,
+    "name":"a\/b"
+  }
+}"#;
+        let [yajl, json_c] = [yajl, json_c].map(|text| DomainConfig::from_text(text).expect("an object"));
+        assert_eq!(yajl, json_c);
+        assert_eq!(json_c.name(), Some("a/b"));
     }
 
     #[test]

@@ -11,6 +11,8 @@ enum Kind {
     Text,
     /// An integer with its default.
     Int(i128),
+    /// An integer of 64 bits, or the number of a domain.
+    Wide(i128),
     Bool,
     DefBool,
     /// An enumeration: all names, and the one that is the default.
@@ -30,10 +32,10 @@ enum Kind {
 
 type Field = (&'static str, Kind);
 
-use Kind::{Bitmap, Bool, DefBool, Enum, Int, List, Mac, Pairs, Raw, Struct, Text, Texts, Uuid};
+use Kind::{Bitmap, Bool, DefBool, Enum, Int, List, Mac, Pairs, Raw, Struct, Text, Texts, Uuid, Wide};
 
 const NO_GRANTS: i128 = u32::MAX as i128;
-const MEMKB: Kind = Int(MEMKB_DEFAULT as i128);
+const MEMKB: Kind = Wide(MEMKB_DEFAULT as i128);
 const ACTION: Kind = Enum(
     &["destroy", "restart", "restart_rename", "preserve", "coredump_destroy", "coredump_restart", "soft_reset"],
     "destroy",
@@ -59,7 +61,7 @@ const CREATE: &[Field] = &[
     ("ssidref", Int(0)),
     ("ssid_label", Text),
     ("name", Text),
-    ("domid", Int(0)),
+    ("domid", Wide(0)),
     ("uuid", Uuid),
     ("xsdata", Pairs),
     ("platformdata", Pairs),
@@ -235,7 +237,7 @@ const BUILD: &[Field] = &[
 const UNION: &[(&str, &[Field])] = &[("type.hvm", HVM), ("type.pv", PV), ("type.pvh", PVH), ("type.invalid", &[])];
 
 const DISK: &[Field] = &[
-    ("backend_domid", Int(0)),
+    ("backend_domid", Wide(0)),
     ("backend_domname", Text),
     ("pdev_path", Text),
     ("vdev", Text),
@@ -250,13 +252,13 @@ const DISK: &[Field] = &[
     ("specification", Enum(&["unknown", "xen", "virtio"], "unknown")),
     ("transport", Enum(&["unknown", "mmio"], "unknown")),
     ("irq", Int(0)),
-    ("base", Int(0)),
+    ("base", Wide(0)),
     ("trusted", DefBool),
     ("grant_usage", DefBool),
 ];
 
 const NIC: &[Field] = &[
-    ("backend_domid", Int(0)),
+    ("backend_domid", Wide(0)),
     ("backend_domname", Text),
     ("devid", Int(-1)),
     ("mtu", Int(0)),
@@ -268,7 +270,7 @@ const NIC: &[Field] = &[
     ("ifname", Text),
     ("script", Text),
     ("nictype", Enum(&["unknown", "vif_ioemu", "vif"], "unknown")),
-    ("rate_bytes_per_interval", Int(0)),
+    ("rate_bytes_per_interval", Wide(0)),
     ("rate_interval_usecs", Int(0)),
     ("gatewaydev", Text),
     ("trusted", DefBool),
@@ -290,7 +292,7 @@ const PCI: &[Field] = &[
 ];
 
 const VFB: &[Field] = &[
-    ("backend_domid", Int(0)),
+    ("backend_domid", Wide(0)),
     ("backend_domname", Text),
     ("devid", Int(-1)),
     ("vnc", Struct(VNC)),
@@ -299,7 +301,7 @@ const VFB: &[Field] = &[
 ];
 
 const VKB: &[Field] = &[
-    ("backend_domid", Int(0)),
+    ("backend_domid", Wide(0)),
     ("backend_domname", Text),
     ("devid", Int(-1)),
     ("backend_type", Enum(&["unknown", "qemu", "linux"], "unknown")),
@@ -316,17 +318,18 @@ const VKB: &[Field] = &[
     ("multi_touch_num_contacts", Int(0)),
 ];
 
-const VTPM: &[Field] = &[("backend_domid", Int(0)), ("backend_domname", Text), ("devid", Int(-1)), ("uuid", Uuid)];
+const VTPM: &[Field] =
+    &[("backend_domid", Wide(0)), ("backend_domname", Text), ("devid", Int(-1)), ("uuid", Uuid)];
 
 const P9: &[Field] = &[
-    ("backend_domid", Int(0)),
+    ("backend_domid", Wide(0)),
     ("backend_domname", Text),
     ("tag", Text),
     ("path", Text),
     ("security_model", Text),
     ("devid", Int(-1)),
     ("type", Enum(&["unknown", "qemu", "xen_9pfsd"], "unknown")),
-    ("max_space", Int(0)),
+    ("max_space", Wide(0)),
     ("max_files", Int(0)),
     ("max_open_files", Int(0)),
     ("auto_delete", Bool),
@@ -337,7 +340,7 @@ const USBCTRL: &[Field] = &[
     ("devid", Int(-1)),
     ("version", Int(0)),
     ("ports", Int(0)),
-    ("backend_domid", Int(0)),
+    ("backend_domid", Wide(0)),
     ("backend_domname", Text),
 ];
 
@@ -347,7 +350,7 @@ const CONFIG: &[Field] = &[
     ("disks", List(&Struct(DISK))),
     ("nics", List(&Struct(NIC))),
     ("pcidevs", List(&Struct(PCI))),
-    ("rdms", List(&Struct(&[("start", Int(0)), ("size", Int(0)), ("policy", RDM_POLICY)]))),
+    ("rdms", List(&Struct(&[("start", Wide(0)), ("size", Wide(0)), ("policy", RDM_POLICY)]))),
     ("dtdevs", List(&Struct(&[("path", Text)]))),
     ("vfbs", List(&Struct(VFB))),
     ("vkbs", List(&Struct(VKB))),
@@ -411,7 +414,7 @@ fn parse_struct(fields: &[Field], object: &Map<String, Value>) -> Result<Map<Str
 fn parse_value(name: &str, kind: &Kind, value: &Value) -> Result<Option<Value>, Bad> {
     let kept = match kind {
         Text => value.as_str().map(|s| json!(s)),
-        Int(default) => {
+        Int(default) | Wide(default) => {
             let number = value.as_i64().map(i128::from).or(value.as_u64().map(i128::from));
             number.filter(|n| n != default).map(|_| value.clone())
         }
@@ -479,40 +482,47 @@ fn parse_value(name: &str, kind: &Kind, value: &Value) -> Result<Option<Value>, 
 pub fn print(config: &Value, minor: u32) -> String {
     let empty = Map::new();
     let object = config.as_object().unwrap_or(&empty);
-    let mut out = complete(CONFIG, object);
+    let signed = minor > 20;
+    let mut out = complete(CONFIG, object, signed);
     if let Some(build) = out.get_mut("b_info").and_then(Value::as_object_mut) {
         let given = object.get("b_info").and_then(Value::as_object).unwrap_or(&empty);
         let (key, fields) = UNION.iter().find(|(key, _)| given.contains_key(*key)).unwrap_or(&UNION[3]);
         let member = given.get(*key).and_then(Value::as_object).unwrap_or(&empty);
-        build.insert((*key).to_owned(), Value::Object(complete(fields, member)));
+        build.insert((*key).to_owned(), Value::Object(complete(fields, member, signed)));
     }
+    // Since 4.21 it is json-c that writes.
     let indent: &[u8] = if minor > 20 { b"  " } else { b"    " };
     let mut text = Vec::new();
     let mut writer =
         serde_json::Serializer::with_formatter(&mut text, serde_json::ser::PrettyFormatter::with_indent(indent));
     serde::Serialize::serialize(&Value::Object(out), &mut writer).expect("a JSON value always prints");
     let mut text = String::from_utf8(text).expect("JSON is UTF-8");
-    if minor <= 20 {
-        text.push('\n');
+    if minor > 20 {
+        // Slashes are in texts only.
+        return text.replace('/', "\\/");
     }
+    text.push('\n');
     text
 }
 
-fn complete(fields: &[Field], object: &Map<String, Value>) -> Map<String, Value> {
+fn complete(fields: &[Field], object: &Map<String, Value>, signed: bool) -> Map<String, Value> {
     let empty = Map::new();
     let mut out = Map::new();
     for (name, kind) in fields {
         match (kind, object.get(*name)) {
             (Struct(inner), value) => {
                 let value = value.and_then(Value::as_object).unwrap_or(&empty);
-                out.insert((*name).to_owned(), Value::Object(complete(inner, value)));
+                out.insert((*name).to_owned(), Value::Object(complete(inner, value, signed)));
             }
             (List(Struct(inner)), Some(Value::Array(elements))) => {
                 let elements = elements
                     .iter()
-                    .map(|e| Value::Object(complete(inner, e.as_object().unwrap_or(&empty))))
+                    .map(|e| Value::Object(complete(inner, e.as_object().unwrap_or(&empty), signed)))
                     .collect();
                 out.insert((*name).to_owned(), Value::Array(elements));
+            }
+            (Int(_) | Bitmap | Raw, Some(value)) if signed && *name != "iomem" => {
+                out.insert((*name).to_owned(), with_sign(value));
             }
             (_, Some(value)) => {
                 out.insert((*name).to_owned(), value.clone());
@@ -521,6 +531,21 @@ fn complete(fields: &[Field], object: &Map<String, Value>) -> Map<String, Value>
         }
     }
     out
+}
+
+/// Numbers as libxl gives them to json-c: as an `int`, also those that have no sign.
+fn with_sign(value: &Value) -> Value {
+    match value {
+        Value::Number(number) => {
+            let number = number.as_u64().and_then(|n| u32::try_from(n).ok());
+            number.map_or_else(|| value.clone(), |n| json!(i32::from_ne_bytes(n.to_ne_bytes())))
+        }
+        Value::Array(items) => Value::Array(items.iter().map(with_sign).collect()),
+        Value::Object(members) => {
+            Value::Object(members.iter().map(|(key, value)| (key.clone(), with_sign(value))).collect())
+        }
+        _ => value.clone(),
+    }
 }
 
 /// Something in `section` of a configuration.
@@ -578,5 +603,25 @@ mod tests {
         assert_eq!(printed["on_reboot"], "restart");
         assert_eq!(printed["disks"], json!([{}]));
         assert!(printed.get("on_crash").is_none() && printed.get("nics").is_none());
+    }
+
+    #[test]
+    fn prints_as_json_c_does_since_4_21() {
+        let config = parse(
+            r#"{"c_info":{"domid":4294967294},"b_info":{"rtc_timeoffset":4294963696,"target_memkb":4294963696,
+                "kernel":"/k","cpuid":{"cpuid":[{"leaf":2147483649}],"msr":[]}}}"#,
+        )
+        .expect("valid");
+        for (minor, clock, leaf) in
+            [(20, json!(4_294_963_696_u32), json!(2_147_483_649_u32)), (21, json!(-3600), json!(-2_147_483_647))]
+        {
+            let text = print(&config, minor);
+            let printed: Value = serde_json::from_str(&text).expect("prints JSON");
+            assert_eq!(printed["c_info"]["domid"], 4_294_967_294_u32);
+            assert_eq!(printed["b_info"]["target_memkb"], 4_294_963_696_u32);
+            assert_eq!(printed["b_info"]["rtc_timeoffset"], clock);
+            assert_eq!(printed["b_info"]["cpuid"]["cpuid"][0]["leaf"], leaf);
+            assert_eq!((text.contains("\\/k"), text.ends_with('\n')), (minor > 20, minor < 21));
+        }
     }
 }

@@ -3,7 +3,7 @@
  *
  * Not Xen's libxl.h and not to be mixed with it: the names of functions, types and constants are those of the library,
  * because they have to be, but only what we call is here, and structs that we never look into stay opaque.
- * Valid for Xen 4.14 to 4.20; the build of xenlight-sys proves it against Xen's own headers where it finds them.
+ * Valid for Xen 4.14 to 4.22; the build of xenlight-sys proves it against Xen's own headers where it finds them.
  *
  * Three parts, so that the proof can include each in its own way:
  *   types.h      names of types, enumerations

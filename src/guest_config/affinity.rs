@@ -211,7 +211,6 @@ mod tests {
     #[test]
     fn what_is_passed_over() {
         for (more, words) in [
-            ("cpus='0-1'", "cpus: it is ignored, because neither vcpus nor maxvcpus is given"),
             ("vcpus=1; cpus=['0','x']", "cpus: there are only 1 virtual CPUs"),
             ("vcpus=1; cpus='3-6'", "cpus: in `3-6`: the host has no CPU 6"),
             ("vcpus=1; cpus='0,node:2'", "the host has no NUMA node 2"),
@@ -225,8 +224,11 @@ mod tests {
         assert_eq!(build[HARD], json!([[1]]));
         assert!(warnings.len() == 1 && warnings[0].contains("the CPUs of this machine"), "{warnings:?}");
         // xl of 4.22 always has a virtual CPU to give them to.
-        let host = XenHost { release: 22, ..host };
         assert_eq!(read("cpus='1'", &host).expect("valid").0[HARD], json!([[1]]));
+        let (build, warnings) = read("cpus='1'", &XenHost { release: 21, ..host }).expect("valid");
+        assert!(build[HARD].is_null());
+        let words = "cpus: it is ignored, because neither vcpus nor maxvcpus is given";
+        assert!(warnings.iter().any(|warning| warning.contains(words)), "{warnings:?}");
     }
 
     #[test]
@@ -249,7 +251,7 @@ mod tests {
             ("vm.cpumask='all'", "vcpus=1", Value::Null),
             ("vm.cpumask='0-7'", "vcpus=1", Value::Null),
             ("vm.cpumask='0-2'", "vcpus=2", json!([[0, 1, 2], [0, 1, 2]])),
-            ("vm.cpumask='0-2'", "vcpus=0", Value::Null),
+            ("vm.cpumask='0-2'", "vcpus=0", json!([[0, 1, 2]])),
             ("vm.pv.cpumask='0-2'", "vcpus=2; cpus=['0-5']", json!([[0, 1, 2]])),
             ("vm.pv.cpumask='0-2'\nvm.cpumask='node:0,^0'", "vcpus=1", json!([[1, 2]])),
             ("vm.hvm.cpumask='0-2'", "vcpus=1", Value::Null),
@@ -258,6 +260,8 @@ mod tests {
         ] {
             assert_eq!(sets(more, HARD, &host(conf)).0, expected, "{conf}: {more}");
         }
+        let before = XenHost { release: 21, ..host("vm.cpumask='0-2'") };
+        assert_eq!(sets("vcpus=0", HARD, &before).0, Value::Null);
         let left = read("vcpus=1; cpus='3'", &host("vm.cpumask='0-2'"));
         assert!(left.is_err_and(|error| error.contains("t.cfg:2: cpus: there is no CPU that virtual CPU 0")));
         let none = read("vcpus=1", &host("vm.cpumask='x'"));

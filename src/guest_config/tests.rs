@@ -44,7 +44,7 @@ on_crash = "coredump-destroy"
             "max_vcpus": 2, "avail_vcpus": [0, 1], "max_memkb": 262_144, "target_memkb": 262_144,
             "sched_params": {}, "claim_mode": "True",
             "kernel": "/boot/vmlinuz", "cmdline": "root=/dev/xvda ro console=hvc0",
-            "type.pv": {}, "arch_arm": {}, "arch_x86": {}
+            "type.pv": {}, "arch_arm": { "arm_sci": {} }, "arch_x86": {}, "xenstore_quota": {}
         },
         "disks": [ { "pdev_path": "/dev/vg/web", "vdev": "xvda", "format": "raw", "readwrite": 1 } ],
         "nics": [ { "devid": 0, "mac": "00:16:3e:01:02:03", "bridge": "xenbr0" } ],
@@ -77,7 +77,7 @@ pvshim = 1; acpi = 0; hpet = 1
             "bootloader": "pygrub", "bootloader_args": ["-q", "x"],
             "disable_migrate": "True", "localtime": "False", "rtc_timeoffset": 4_294_963_696_u32,
             "tsc_mode": "native", "event_channels": 4096, "max_grant_frames": 64, "acpi": "False",
-            "type.pvh": { "pvshim": "True" }, "arch_arm": {}, "arch_x86": {}
+            "type.pvh": { "pvshim": "True" }, "arch_arm": { "arm_sci": {} }, "arch_x86": {}, "xenstore_quota": {}
         },
         "on_poweroff": "preserve", "on_watchdog": "restart", "on_soft_reset": "restart_rename"
     });
@@ -99,14 +99,15 @@ apic = 1; viridian = 1; device_model_version = "qemu-xen"; device_model_args = [
             "type": "hvm", "name": "n", "uuid": config.uuid.to_string(), "run_hotplug_scripts": "True", "hap": "False"
         },
         "b_info": {
-            "max_memkb": 65536, "target_memkb": 65536, "sched_params": {}, "claim_mode": "True", "apic": "True",
+            "max_vcpus": 1, "avail_vcpus": [0], "max_memkb": 65536, "target_memkb": 65536,
+            "sched_params": {}, "claim_mode": "True", "apic": "True",
             "device_model_version": "qemu_xen", "extra": ["-x"], "timer_mode": "no_missed_ticks_pending",
             "type.hvm": {
                 "bios": "ovmf", "viridian": "True", "boot": "cd", "serial": "pty", "usbdevice_list": ["tablet"],
                 "vga": { "kind": "std" }, "vnc": { "enable": "True", "listen": "0.0.0.0" },
                 "sdl": {}, "spice": {}, "rdm": {}
             },
-            "arch_arm": {}, "arch_x86": {}
+            "arch_arm": { "arm_sci": {} }, "arch_x86": {}, "xenstore_quota": {}
         },
         "on_reboot": "restart", "on_soft_reset": "soft_reset"
     });
@@ -169,15 +170,20 @@ fn command_lines() {
 
 #[test]
 fn processors() {
-    for (more, online, limit) in [
-        ("", Value::Null, Value::Null),
-        ("vcpus=0", Value::Null, Value::Null),
-        ("vcpus=3", json!([0, 1, 2]), json!(3)),
-        ("maxvcpus=4", Value::Null, json!(4)),
-        ("vcpus=1; maxvcpus=4", json!([0]), json!(4)),
+    for (release, more, online, limit) in [
+        (21, "", Value::Null, Value::Null),
+        (21, "vcpus=0", Value::Null, Value::Null),
+        (21, "maxvcpus=4", Value::Null, json!(4)),
+        (22, "", json!([0]), json!(1)),
+        (22, "vcpus=0", json!([0]), json!(1)),
+        (22, "maxvcpus=4", json!([0]), json!(4)),
+        (22, "vcpus=3", json!([0, 1, 2]), json!(3)),
+        (22, "vcpus=1; maxvcpus=4", json!([0]), json!(4)),
     ] {
-        let build = &guest("pv", more).json["b_info"];
-        assert_eq!((&build["avail_vcpus"], &build["max_vcpus"]), (&online, &limit), "{more}");
+        let host = XenHost { release, ..XenHost::default() };
+        let config = parse_with(&format!("name='g'; type='pv'; kernel='/k'; {more}"), &host).expect(more);
+        let build = &config.json["b_info"];
+        assert_eq!((&build["avail_vcpus"], &build["max_vcpus"]), (&online, &limit), "4.{release}: {more}");
     }
     assert!(error("vcpus=4; maxvcpus=2").contains("maxvcpus: it is lower than vcpus (4)"));
     assert!(error("vcpus='-1'").contains("out of range"));

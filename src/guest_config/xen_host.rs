@@ -10,11 +10,12 @@ use super::affinity::{self, MaskError};
 use super::reader::Reader;
 use super::xl_conf::XlConf;
 
-/// The newest release of Xen 4 that is taken for the host's where nobody says which one it is, as its minor number.
-pub const NEWEST: u32 = 20;
+/// The newest release of Xen 4 whose xl is known here, as its minor number. It is taken for the host's where nobody says
+/// which one it is.
+pub const NEWEST: u32 = 22;
 
 /// The releases of Xen 4 whose xl is known here, as their minor numbers.
-pub const KNOWN: RangeInclusive<u32> = 14..=22;
+pub const KNOWN: RangeInclusive<u32> = 14..=NEWEST;
 
 /// Asks libxl for a domain number at random.
 const RANDOM_DOMID: u32 = u32::MAX - 1;

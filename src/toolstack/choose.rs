@@ -147,6 +147,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::guest_config::KNOWN;
     use crate::host::fake_dom0;
     use crate::lifecycle::mock::Mock;
 
@@ -191,9 +192,13 @@ mod tests {
     }
 
     fn no_library() -> Result<Mock, OpenError> {
+        no_library_of(17)
+    }
+
+    fn no_library_of(minor: u32) -> Result<Mock, OpenError> {
         // SAFETY: there is no such file.
         let error =
-            unsafe { xenlight::Library::open_in(Path::new("/nonexistent"), xenlight::Release::new(4, 17)) };
+            unsafe { xenlight::Library::open_in(Path::new("/nonexistent"), xenlight::Release::new(4, minor)) };
         Err(OpenError::Library(error.expect_err("nothing is there")))
     }
 
@@ -214,6 +219,28 @@ mod tests {
         assert!(told.starts_with("xl (sbin/xl): ") && told.contains("libxenlight"), "{told}");
         assert_eq!(machine.open(ForcedXl, Ok(Mock::default())), Ok("xl (sbin/xl): it was asked for".to_owned()));
         assert!(machine.open(Forced, no_library()).is_err());
+    }
+
+    #[test]
+    fn a_release_newer_than_the_known_ones_is_left_to_xl() {
+        let machine = Machine::new();
+        // Of each release whose libxl is opened, guests' files are understood, and the other way round.
+        let known = format!("(4.{} to 4.{})", KNOWN.start(), KNOWN.end());
+        for minor in [23, 99] {
+            let refused =
+                format!("Xen 4.{minor} is not among the releases that this program was verified with {known}");
+            let error = machine.open(Auto, no_library_of(minor)).expect_err("nothing else is there");
+            assert!(error.starts_with(&refused) && error.contains("there is no command xl"), "{error}");
+        }
+        machine.command("sbin/xl", true);
+        for minor in [23, 99] {
+            let told = machine.open(Auto, no_library_of(minor)).expect("xl works");
+            assert!(told.starts_with(&format!("xl (sbin/xl): Xen 4.{minor} is not among")), "{told}");
+            assert!(machine.open(Forced, no_library_of(minor)).is_err(), "4.{minor}");
+        }
+        // The newest known one is asked for by its name.
+        let told = machine.open(Auto, no_library_of(22)).expect("xl works");
+        assert!(told.contains("libxenlight.so.4.22 is not installed"), "{told}");
     }
 
     #[test]

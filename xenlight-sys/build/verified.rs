@@ -2,5 +2,5 @@
 
 /// 14 of "4.14".
 pub const FIRST_MINOR: u32 = 14;
-/// 20 of "4.20".
-pub const LAST_MINOR: u32 = 20;
+/// 22 of "4.22".
+pub const LAST_MINOR: u32 = 22;

@@ -15,7 +15,7 @@
 //! | Xen | libxl | libxlutil | `libxl_dominfo` in an array |
 //! |---|---|---|---|
 //! | 4.14, 4.15 | `libxenlight.so.4.14`, `.4.15` | `libxlutil.so.4.14`, `.4.15` | 112 bytes |
-//! | 4.16 to 4.20 | `libxenlight.so.4.16` to `.4.20` | `libxlutil.so.4.16` to `.4.20` | 120 bytes |
+//! | 4.16 to 4.22 | `libxenlight.so.4.16` to `.4.22` | `libxlutil.so.4.16` to `.4.22` | 120 bytes |
 //! | others | refused: [`OpenError::Unverified`] | refused | |
 //!
 //! That works because all functions declared here have the same signature in each of these releases, and because structs

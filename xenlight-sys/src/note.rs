@@ -6,6 +6,10 @@ macro_rules! sonames {
         concat!(
             "[\"",
             $name,
+            ".so.4.22\",\"",
+            $name,
+            ".so.4.21\",\"",
+            $name,
             ".so.4.20\",\"",
             $name,
             ".so.4.19\",\"",

@@ -245,13 +245,13 @@ mod tests {
         assert!(Release::new(4, 9) < Release::new(4, 14));
         assert!(Release::new(4, 20) < Release::new(5, 0));
         let verified: Vec<bool> =
-            [(4, 13), (4, 14), (4, 20), (4, 21), (5, 15)].map(|(a, b)| Release::new(a, b).is_verified()).into();
+            [(4, 13), (4, 14), (4, 22), (4, 23), (5, 15)].map(|(a, b)| Release::new(a, b).is_verified()).into();
         assert_eq!(verified, [false, true, true, false, false]);
     }
 
     #[test]
     fn dominfo_grew_in_4_16() {
-        for (minor, stride, offset) in [(14, 112, 108), (15, 112, 108), (16, 120, 112), (20, 120, 112)] {
+        for (minor, stride, offset) in [(14, 112, 108), (15, 112, 108), (16, 120, 112), (22, 120, 112)] {
             let release = Release::new(4, minor);
             assert_eq!((release.dominfo_stride(), release.dominfo_type_offset()), (stride, offset), "{release}");
             assert!(size_of::<crate::libxl::libxl_dominfo>() <= stride);

@@ -22,10 +22,14 @@ pub struct Fake {
 
 impl Fake {
     pub fn new(host: Value) -> Self {
+        Self::of(Release::new(4, 17), host)
+    }
+
+    pub fn of(release: Release, host: Value) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let path = fake_libxl::install(directory.path(), "4.17");
+        let path = fake_libxl::install(directory.path(), &release.to_string());
         // SAFETY: the fake behaves like libxl.
-        let library = unsafe { Library::open_in(directory.path(), Release::new(4, 17)) }.expect("the fake opens");
+        let library = unsafe { Library::open_in(directory.path(), release) }.expect("the fake opens");
         let control = Control::open(&path);
         control.host(host);
         Self { control, library, directory }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use xendomains::guest_config::{Error, GuestConfig, XenHost};
+use xendomains::guest_config::{Error, GuestConfig, KNOWN, XenHost};
 
 /// Reads the text of a guest's file and checks what must be true of every answer.
 pub fn read_guest(text: &[u8], host: &XenHost) {
@@ -41,7 +41,8 @@ pub fn read_guest(text: &[u8], host: &XenHost) {
 /// The host that the first byte of an input stands for, and the rest of the input.
 pub fn host(input: &[u8]) -> Option<(XenHost, &[u8])> {
     let (first, rest) = input.split_first()?;
-    Some((XenHost { release: 14 + u32::from(first % 8), ..XenHost::default() }, rest))
+    let releases = KNOWN.end() - KNOWN.start() + 1;
+    Some((XenHost { release: KNOWN.start() + u32::from(*first) % releases, ..XenHost::default() }, rest))
 }
 
 /// The text of a guest's file in which `key` is a list of this one item.

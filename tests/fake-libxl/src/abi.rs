@@ -114,7 +114,7 @@ impl Release {
     }
 
     pub fn physinfo_size(self) -> usize {
-        if self.minor < 20 { 128 } else { 136 }
+        if self.minor < 18 { 128 } else { 136 }
     }
 
     /// Reads `libxenlight.so.4.17` and the like.

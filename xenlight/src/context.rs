@@ -274,6 +274,8 @@ impl Context {
     ///
     /// `children` says who handles SIGCHLD in this process; `sink`, if given, receives every log line.
     ///
+    /// Blocks until xenstored has taken the connection, without a limit.
+    ///
     /// # Errors
     /// When libxl can't open the hypervisor's privileged interface or xenstored (not dom0, not root, xenstored not
     /// running), or a system resource is missing. The log lines in the error say which. [`Cause::NotAllowed`] when

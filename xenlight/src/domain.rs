@@ -300,6 +300,9 @@ impl Context {
 
     /// The configuration a domain was made from, brought up to date with what has changed since.
     ///
+    /// The operation waits for changes of the domain's devices that are under way, and 10 s for an emulated machine's device
+    /// model.
+    ///
     /// # Errors
     /// [`ErrorCode::NoStoredConfig`] for domains that libxl has no configuration of, [`ErrorCode::DomainNotFound`] when the
     /// domain is gone.
@@ -659,7 +662,8 @@ simple_operations! {
     /// When the domain is not suspended; nothing changes then.
     #[doc(alias = "libxl_domain_resume")]
     resume(cooperative: bool) = "resume domain", libxl_domain_resume(c_int::from(cooperative));
-    /// Suspends a guest without saving it.
+    /// Suspends a guest without saving it. libxl waits 60 s for the guest to take the request, which it then takes back, and
+    /// 60 s more until the guest is suspended.
     ///
     /// # Errors
     /// [`ErrorCode::GuestTimedOut`] when the guest does not suspend.
@@ -679,19 +683,20 @@ simple_operations! {
     /// As [`Context::shutdown`].
     #[doc(alias = "libxl_domain_reboot")]
     reboot() = "reboot domain", libxl_domain_reboot();
-    /// Ends the domain at once and frees what it holds.
+    /// Ends the domain at once and frees what it holds. Takes as long as the hypervisor needs for its memory, seconds for
+    /// tens of GiB, and up to 10 s for each device whose backend does not let go.
     ///
     /// # Errors
     /// [`ErrorCode::DomainNotFound`] when it is gone already.
     #[doc(alias = "libxl_domain_destroy")]
     destroy() = "destroy domain", libxl_domain_destroy();
-    /// Stops the domain's vCPUs.
+    /// Stops the domain's vCPUs. An emulated machine's device model gets 10 s to answer.
     ///
     /// # Errors
     /// libxl's reasons, e.g. no such domain.
     #[doc(alias = "libxl_domain_pause")]
     pause() = "pause domain", libxl_domain_pause();
-    /// Lets a paused domain run.
+    /// Lets a paused domain run. An emulated machine's device model gets 10 s to answer.
     ///
     /// # Errors
     /// libxl's reasons, e.g. no such domain.
@@ -757,6 +762,8 @@ impl Context {
     }
 
     /// Keeps `data` with a domain until it is destroyed, under a short name (`id`), in a file of libxl's.
+    ///
+    /// Waits, with the context locked, for another process that works with the domain's files, as do reading and removing.
     ///
     /// # Errors
     /// When the domain is gone, or the file can't be written.

@@ -91,7 +91,8 @@ pub struct Settings {
     pub auto_only: Setting<bool>,
     /// `XENDOMAINS_STOP_MAXWAIT`: the limit of each step of stopping a guest; `None` for no limit.
     pub stop_maxwait: Setting<Option<Duration>>,
-    /// `XENDOMAINS_START_MAXWAIT`: the limit of each restore and each creation; `None` for no limit.
+    /// `XENDOMAINS_START_MAXWAIT`: the limit of each creation, and of the time in which a restore reads nothing of its image;
+    /// `None` for no limit.
     pub start_maxwait: Setting<Option<Duration>>,
     /// `XENDOMAINS_START_JOBS`: guests restored or created at once; `None` for [`DEFAULT_START_JOBS`], or fewer when
     /// creating them on a host with little to do it with, or with pauses.

@@ -4,6 +4,7 @@ mod monitoring;
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
+use std::io::Seek;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::{Pin, pin};
@@ -145,9 +146,9 @@ impl Libxl {
         action: &'static str,
         build: xenlight::Result<Operation<Domid>>,
         uuid: Option<Uuid>,
-        deadline: Option<Instant>,
+        limit: impl FnMut() -> Option<Instant>,
     ) -> Result<Domid, Error> {
-        let (outcome, timed_out) = self.within(build, deadline);
+        let (outcome, timed_out) = self.within(build, limit);
         outcome.map_err(|e| {
             let mut error = failed(action, &e);
             error.timed_out = timed_out;
@@ -199,19 +200,29 @@ impl Libxl {
         }
     }
 
-    /// Waits for an operation until the deadline or until the program is asked to end, then aborts it. Says whether it
+    /// Waits for an operation until its limit is over or until the program is asked to end, then aborts it. Says whether it
     /// was aborted.
+    ///
+    /// `limit` is asked for the deadline at first, and again each time that one has passed. `None`: there is no limit.
     fn within<T: Send>(
         &self,
         operation: xenlight::Result<Operation<T>>,
-        deadline: Option<Instant>,
+        mut limit: impl FnMut() -> Option<Instant>,
     ) -> (xenlight::Result<T>, bool) {
         let mut operation = match operation {
             Ok(operation) => operation,
             Err(e) => return (Err(e), false),
         };
-        if let Some(result) = block_until(&mut operation, deadline, Some(&self.interrupt)) {
-            return (result, false);
+        let mut deadline = limit();
+        loop {
+            if let Some(result) = block_until(&mut operation, deadline, Some(&self.interrupt)) {
+                return (result, false);
+            }
+            let later = limit();
+            if self.interrupt.is_asked() || later <= deadline {
+                break;
+            }
+            deadline = later;
         }
         if let Err(e) = operation.abort() {
             return (Err(e), true);
@@ -268,6 +279,23 @@ fn state(info: &DomainInfo) -> State {
         State::Paused
     } else {
         State::Running
+    }
+}
+
+/// A limit on the time in which `position` does not change. Each deadline is so long after the last change that was seen.
+fn while_it_moves(
+    patience: Option<Duration>,
+    position: impl Fn() -> Option<u64>,
+) -> impl FnMut() -> Option<Instant> {
+    let mut seen = None;
+    let mut deadline = None;
+    move || {
+        let now = position();
+        if deadline.is_none() || (now.is_some() && now != seen) {
+            seen = now;
+            deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        }
+        deadline
     }
 }
 
@@ -392,7 +420,7 @@ impl Toolstack for Libxl {
         let context = self.builder(ACTION)?;
         let config = DomainConfig::from_json(guest.json.clone()).map_err(|e| failed(ACTION, &e))?;
         let _room = self.make_room(&context, ACTION, &config, deadline, note)?;
-        self.finish_build(&context, ACTION, context.create(&config), config.uuid(), deadline)
+        self.finish_build(&context, ACTION, context.create(&config), config.uuid(), || deadline)
     }
 
     fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
@@ -402,8 +430,13 @@ impl Toolstack for Libxl {
         let stream = stream_of(ACTION, image)?;
         let config =
             DomainConfig::from_json(without_domid(image.config.clone())).map_err(|e| failed(ACTION, &e))?;
+        let patience = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let _room = self.make_room(&context, ACTION, &config, deadline, note)?;
-        self.finish_build(&context, ACTION, context.restore(&config, stream.into()), config.uuid(), deadline)
+        // libxl and its helper read through the same description of the file, whose position tells how far they are.
+        let position =
+            stream.try_clone().map_err(|e| Error::new(ACTION, format!("can't follow its progress: {e}")))?;
+        let limit = while_it_moves(patience, move || (&position).stream_position().ok());
+        self.finish_build(&context, ACTION, context.restore(&config, stream.into()), config.uuid(), limit)
     }
 
     fn unpause(&self, domid: Domid) -> Result<(), Error> {
@@ -412,7 +445,7 @@ impl Toolstack for Libxl {
 
     fn save(&self, domain: &Domain, target: &mut NewImage, deadline: Option<Instant>) -> Result<(), Error> {
         const ACTION: &str = "save";
-        let (config, timed_out) = self.within(self.context.configuration(domain.domid), deadline);
+        let (config, timed_out) = self.within(self.context.configuration(domain.domid), || deadline);
         let config = config.map_err(|e| Error { timed_out, ..failed(ACTION, &e) })?;
         let prepared: std::io::Result<File> =
             target.write_header(&without_domid(config.into_json())).and_then(|()| target.file().try_clone());

@@ -230,6 +230,9 @@ pub trait Toolstack: Send + Sync {
 
     /// Builds a guest from a saved image and leaves it paused; the image file is only read. After an error no
     /// half-made domain is left.
+    ///
+    /// The time until `deadline` is the longest that may pass without any of the image being read. How fast it is read depends
+    /// on the disk and on the other guests that are restored from it.
     fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error>;
 
     /// Lets a paused guest run.

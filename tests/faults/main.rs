@@ -198,6 +198,8 @@ scenarios! {
     a_request_that_went_unanswered_is_repeated: not over xm, "xm does not say whether a guest has heard it";
     a_guest_without_pv_drivers_gets_the_power_button: not over xm, "what such a guest gets is xend's business";
     a_broken_restore_keeps_the_image_and_starts_nothing_over_it;
+    a_slow_restore_is_not_given_up_and_one_that_stands_still_is:
+        not over xl and xm, "how far a command is can't be seen, so it has no limit";
     a_creation_that_fails_leaves_no_half_made_domain;
     a_creation_for_which_a_busy_host_had_no_time_is_tried_again:
         not over xm, "xend waits by itself";
@@ -363,6 +365,23 @@ fn a_broken_restore_keeps_the_image_and_starts_nothing_over_it() {
         assert_eq!(dom0.images(), [""; 0]);
         dom0.expect_sound();
     }
+}
+
+fn a_slow_restore_is_not_given_up_and_one_that_stands_still_is() {
+    let guests = json!([{"name": "web", "guest": {"payload_bytes": 1_310_720}}, {"name": "db"}]);
+    let dom0 = Dom0::new(guests, "XENDOMAINS_START_MAXWAIT=1\n");
+    assert_eq!(dom0.run("stop").code, 0);
+    dom0.control.script(json!([
+        // Twenty chunks and some more, in four times the limit.
+        {"call": "libxl_domain_create_restore", "nth": 1, "domain": "web", "chunk_ms": 120},
+        {"call": "libxl_domain_create_restore", "domain": "db", "partial_bytes": 4096, "complete": "never"},
+    ]));
+    let begun = Instant::now();
+    let start = dom0.run("start");
+    assert!(begun.elapsed() > Duration::from_secs(2), "it was not slow");
+    assert_eq!((start.code, dom0.guests()), (1, vec![("web".to_owned(), true)]), "{}", start.said);
+    assert!(start.said.contains("db: "), "{}", start.said);
+    assert_eq!(dom0.images(), ["db"], "{}", start.said);
 }
 
 fn a_creation_that_fails_leaves_no_half_made_domain() {

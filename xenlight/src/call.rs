@@ -69,7 +69,10 @@ impl Drop for Call<'_> {
 fn leave(logger: Option<&Logger>) {
     let depth = DEPTH.get() - 1;
     DEPTH.set(depth);
-    while depth == 0 {
+    if depth > 0 {
+        return;
+    }
+    loop {
         // A thread that ends has no list any more, and then nothing in it either.
         let wakers = WAKERS.try_with(RefCell::take).unwrap_or_default();
         if wakers.is_empty() {

@@ -134,14 +134,15 @@ impl Toolstack for Xm {
         self.build("create", &[&"create", &"-q", &"-p", &"-f", &guest.path, &uuid], guest.uuid, deadline)
     }
 
-    fn restore(&self, image: &Image, deadline: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
+    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
         const ACTION: &str = "restore";
         if image.format != Format::Xend {
             return Err(Error::new(ACTION, "xl or this program has written the image; xm can't restore it"));
         }
         // Whether it still is the file that was looked at.
         stream_of(ACTION, image)?;
-        self.build(ACTION, &[&"restore", &"-p", &image.path], image.uuid, deadline)
+        // How far the command is can't be seen, so only the program's end ends it.
+        self.build(ACTION, &[&"restore", &"-p", &image.path], image.uuid, None)
     }
 
     fn unpause(&self, domid: Domid) -> Result<(), Error> {

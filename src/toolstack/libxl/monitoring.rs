@@ -116,7 +116,7 @@ impl Monitoring for Libxl {
         let config = DomainConfig::from_json(without_domid(config)).map_err(|e| failed(ACTION, &e))?;
         let lock = self.memory.as_ref().map(|memory| memory.lock(deadline, note)).transpose();
         let _lock = lock.map_err(|e| Error { timed_out: e.timed_out(), ..Error::new(ACTION, e.to_string()) })?;
-        let (outcome, timed_out) = self.within(self.context.soft_reset(domid, &config), deadline);
+        let (outcome, timed_out) = self.within(self.context.soft_reset(domid, &config), || deadline);
         outcome.map_err(|e| Error { timed_out, ..failed(ACTION, &e) })
     }
 }

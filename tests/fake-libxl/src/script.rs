@@ -92,6 +92,9 @@ pub struct Rule {
     pub partial_bytes: Option<u64>,
     #[serde(default)]
     pub payload_bytes: Option<u64>,
+    /// How long each chunk of a stream takes.
+    #[serde(default)]
+    pub chunk_ms: u64,
     #[serde(default)]
     pub ignore_abort: bool,
     /// `nth` counts the calls of all processes that share a host.

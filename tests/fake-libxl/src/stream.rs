@@ -54,16 +54,17 @@ struct Pipe<'a> {
     done: u64,
     limit: Option<u64>,
     regular: bool,
+    chunk: Duration,
 }
 
 impl<'a> Pipe<'a> {
-    fn new(fd: RawFd, cancel: &'a Cancel, limit: Option<u64>) -> Pipe<'a> {
+    fn new(fd: RawFd, cancel: &'a Cancel, limit: Option<u64>, rule: &Rule) -> Pipe<'a> {
         // SAFETY: a zeroed stat is a valid one; fstat fills it.
         let regular = unsafe {
             let mut stat: libc::stat = std::mem::zeroed();
             libc::fstat(fd, &raw mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG
         };
-        Pipe { fd, cancel, done: 0, limit, regular }
+        Pipe { fd, cancel, done: 0, limit, regular, chunk: Duration::from_millis(rule.chunk_ms) }
     }
 
     /// How many of `wanted` bytes may be copied at once. Not so many that it could block for long.
@@ -76,9 +77,16 @@ impl<'a> Pipe<'a> {
         Ok(wanted.min(most).min(usize::try_from(left).unwrap_or(usize::MAX)))
     }
 
+    /// Takes as long as a rule says for each chunk.
+    fn take_time(&self) -> Result<(), Stop> {
+        let aborted = !self.chunk.is_zero() && self.cancel.wait(Some(self.chunk));
+        if aborted { Err(Stop::Aborted) } else { Ok(()) }
+    }
+
     fn write(&mut self, mut data: &[u8]) -> Result<(), Stop> {
         while !data.is_empty() {
             let room = self.room(data.len())?;
+            self.take_time()?;
             if !self.cancel.ready(self.fd, libc::POLLOUT) {
                 return Err(Stop::Aborted);
             }
@@ -93,6 +101,7 @@ impl<'a> Pipe<'a> {
         let mut at = 0;
         while at < data.len() {
             let room = self.room(data.len() - at)?;
+            self.take_time()?;
             if !self.cancel.ready(self.fd, libc::POLLIN) {
                 return Err(Stop::Aborted);
             }
@@ -240,7 +249,7 @@ pub fn save(ctx: &Ctx, domid: u32, fd: RawFd, live: bool, cancel: &Cancel, rule:
         limit = Some(payload / 2);
     }
     let about = json!({"image": image, "number": number, "uuid": domain.uuid, "payload": payload});
-    let mut pipe = Pipe::new(fd, cancel, limit);
+    let mut pipe = Pipe::new(fd, cancel, limit, rule);
     let result = write_all(ctx, &mut pipe, &domain, live, number, payload, &about);
     if result.is_ok() {
         world(|w| {
@@ -312,7 +321,7 @@ pub fn restore(ctx: &Ctx, domid: u32, fd: RawFd, cancel: &Cancel, rule: &Rule) -
     if limit.is_none() && rule.dies(Point::During) {
         limit = Some(1024);
     }
-    let mut pipe = Pipe::new(fd, cancel, limit);
+    let mut pipe = Pipe::new(fd, cancel, limit, rule);
     let result = read_all(&mut pipe).map(|image| {
         world(|w| {
             if let Some(domain) = w.domains.get_mut(&domid) {

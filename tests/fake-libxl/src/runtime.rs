@@ -4,6 +4,7 @@
 //! (completions, events, disasters) is told by whichever thread releases that lock for good, after releasing it.
 
 use crate::abi::{self, AsyncopHow, EventHooks, OsHooks, Raw, Release, error, event};
+use crate::calls::misc::VersionInfo;
 use crate::script::{Complete, Point, Rule, Script};
 use crate::world::{Call, Store, World, now_ms};
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::{CString, c_char, c_int, c_short, c_void};
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
@@ -375,7 +376,7 @@ pub struct Inner {
     delivering: Vec<(ThreadId, bool)>,
     /// Until when a timeout is registered with the caller's loop for what is due in the world.
     os_due: Option<u64>,
-    pub version_info: usize,
+    pub version_info: Option<Box<VersionInfo>>,
     alive: bool,
 }
 
@@ -591,6 +592,7 @@ pub fn free(handle: *mut c_void) {
         let mut inner = locked(&ctx.inner);
         inner.alive = false;
         inner.generators.clear();
+        inner.version_info = None;
         (inner.os_hooks, std::mem::take(&mut inner.os_fds))
     };
     if let (Some((table, user)), fds) = hooks {
@@ -810,7 +812,9 @@ impl Ctx {
     }
 
     pub fn enable(&self, domid: u32, user: u64, vdev: Option<String>) -> usize {
-        let handle = Box::into_raw(Box::new(0u64)) as usize;
+        /// Numbers in place of pointers: none is used twice, so that disabling one twice is noticed.
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        let handle = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut inner = locked(&self.inner);
         if vdev.is_none() && !inner.watching {
             // Only setting the watch leads to a first look at the domains.

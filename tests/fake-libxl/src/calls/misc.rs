@@ -5,7 +5,7 @@ use crate::abi::{self, ChildHooks, ERROR_NAMES, INVALID_DOMID, Raw, error, event
 use crate::config;
 use crate::runtime::{self, Ctx, enter, locked, refuse, release, simple, world};
 use serde_json::{Value, json};
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::time::{Duration, Instant};
 
 // ---- contexts
@@ -40,8 +40,11 @@ pub extern "C" fn libxl_ctx_free(ctx: *mut c_void) -> c_int {
     0
 }
 
-struct VersionInfo {
+/// libxl's answer, which belongs to the context and ends with it.
+pub struct VersionInfo {
     block: [u64; 12],
+    /// What `block` points to.
+    _strings: [CString; 2],
 }
 
 #[unsafe(no_mangle)]
@@ -49,26 +52,25 @@ pub extern "C" fn libxl_get_version_info(ctx: *mut c_void) -> *const c_void {
     let Some(held) = enter(ctx, "libxl_get_version_info") else {
         return std::ptr::null();
     };
+    let commandline = world(|w| w.xen_commandline.clone());
     let mut inner = locked(&held.inner);
-    if inner.version_info == 0 {
-        let mut info = Box::new(VersionInfo { block: [0; 12] });
-        let raw = Raw((&raw mut info.block).cast());
-        drop(inner);
-        let commandline = world(|w| w.xen_commandline.clone());
-        // SAFETY: `block` is as long as the struct: numbers at 0, 4, 64 and 72, strings elsewhere. All leaked with it.
+    let info = inner.version_info.get_or_insert_with(|| {
+        let strings = [CString::default(), CString::new(commandline).unwrap_or_default()];
+        let mut block = [0; 12];
+        let raw = Raw((&raw mut block).cast());
+        // SAFETY: `block` is as long as the struct: numbers at 0, 4, 64 and 72, strings elsewhere. They live as long.
         unsafe {
             raw.put(0, c_int::try_from(release().major).unwrap_or(4));
             raw.put(4, c_int::try_from(release().minor).unwrap_or(0));
             for offset in [8, 16, 24, 32, 40, 48, 56, 88] {
-                raw.put(offset, abi::c_string(""));
+                raw.put(offset, strings[0].as_ptr());
             }
             raw.put(72, 4096i32);
-            raw.put(80, abi::c_string(&commandline));
+            raw.put(80, strings[1].as_ptr());
         }
-        inner = locked(&held.inner);
-        inner.version_info = Box::into_raw(info) as usize;
-    }
-    inner.version_info as *const c_void
+        Box::new(VersionInfo { block, _strings: strings })
+    });
+    (&raw const info.block).cast()
 }
 
 #[unsafe(no_mangle)]

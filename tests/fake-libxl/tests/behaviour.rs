@@ -152,6 +152,11 @@ fn never_completes_until_aborted() {
     // SAFETY: the file and the how live until the completion.
     unsafe {
         assert_eq!(fake.lib.libxl_domain_suspend(ctx.get(), domid, file.as_raw_fd(), 0, op.how()), 0);
+        let end = Instant::now() + Duration::from_secs(10);
+        while file.metadata().expect("exists").len() != 100 {
+            assert!(Instant::now() < end, "it gets as far as the rule says");
+            thread::sleep(Duration::from_millis(1));
+        }
         op.nothing_for(50);
         assert_eq!(file.metadata().expect("exists").len(), 100);
         assert_eq!(fake.lib.libxl_ao_abort(ctx.get(), op.how()), 0);
@@ -704,7 +709,7 @@ fn a_loop_may_be_given_by_hooks() {
         timeout_register: Some(timeout_register),
         ..Default::default()
     };
-    fake.control.script(json!({"call": "libxl_domain_pause", "delay_ms": 20}));
+    fake.control.script(json!({"call": "libxl_domain_pause", "delay_ms": 500}));
     let op = Op::new();
     // SAFETY: the table, its argument and the how live; one thread does everything.
     unsafe {
@@ -716,7 +721,7 @@ fn a_loop_may_be_given_by_hooks() {
         assert_eq!(fd.revents, libc::POLLIN);
         fake.lib.libxl_osevent_occurred_fd(ctx.get(), (*own).for_libxl as *mut c_void, fd.fd, 1, 1);
         op.nothing_for(0);
-        thread::sleep(Duration::from_millis(25));
+        thread::sleep(Duration::from_millis(505));
         fake.lib.libxl_osevent_occurred_timeout(ctx.get(), (*own).for_libxl as *mut c_void);
         assert_eq!(op.done.try_recv().expect("its time had come").rc, 0);
     }

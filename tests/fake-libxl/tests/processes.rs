@@ -169,7 +169,11 @@ fn play() {
             fake.control.host(json!({"domains": [{"name": "web"}]}));
             let ctx = fake.ctx();
             let mut child = Command::new("true").spawn().expect("starts");
-            std::thread::sleep(Duration::from_millis(100));
+            // SAFETY: a child of ours and a place for the answer; the child is only looked at.
+            unsafe {
+                let mut info = std::mem::zeroed();
+                assert_eq!(libc::waitid(libc::P_PID, child.id(), &raw mut info, libc::WEXITED | libc::WNOWAIT), 0);
+            }
             // SAFETY: a domain's number.
             unsafe { assert_eq!(fake.lib.libxl_domain_destroy(ctx.get(), 1, null()), 0) };
             assert_eq!(child.wait().expect_err("taken").raw_os_error(), Some(libc::ECHILD));

@@ -8,9 +8,9 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::fs::File;
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 use xenlight_sys::libxl::*;
@@ -193,8 +193,10 @@ pub struct Op {
     pub done: Receiver<Done>,
 }
 
+static SENDERS: Mutex<Vec<Arc<Sender<Done>>>> = Mutex::new(Vec::new());
+
 unsafe extern "C" fn completed(_ctx: *mut libxl_ctx, rc: c_int, for_callback: *mut c_void) {
-    // SAFETY: `Op::new` leaked it, so that a second completion is no worse than wrong.
+    // SAFETY: `Op::new` keeps it for ever, so that a second completion is no worse than wrong.
     let sender = unsafe { &*for_callback.cast::<Sender<Done>>() };
     let _ = sender.send(Done { rc, thread: thread::current().id() });
 }
@@ -202,11 +204,12 @@ unsafe extern "C" fn completed(_ctx: *mut libxl_ctx, rc: c_int, for_callback: *m
 impl Op {
     pub fn new() -> Op {
         let (sender, done) = channel();
-        let sender = Box::into_raw(Box::new(sender));
+        let sender = Arc::new(sender);
         let how = libxl_asyncop_how {
             callback: Some(completed),
-            u: libxl_asyncop_how__bindgen_ty_1 { for_callback: sender.cast() },
+            u: libxl_asyncop_how__bindgen_ty_1 { for_callback: Arc::as_ptr(&sender).cast_mut().cast() },
         };
+        SENDERS.lock().expect("not poisoned").push(sender);
         Op { how, done }
     }
 

@@ -386,6 +386,7 @@ fn events_come_as_in_libxl() {
         assert_eq!(rc, 0);
         generator
     };
+    looped.go_round();
     // The first generator looks at once; a later one doesn't.
     fake.control.guest(json!({"domain": "a", "does": "poweroff"}));
     let first = enable(1, 100);
@@ -394,7 +395,7 @@ fn events_come_as_in_libxl() {
     looped.wake();
     assert_eq!(next(&events), Told::Shutdown { domid: 1, user: 100, reason: 0 });
     fake.control.guest(json!({"domain": "b", "does": "crash"}));
-    thread::sleep(Duration::from_millis(30));
+    looped.go_round();
     enable(2, 200);
     no_event(&events, 50);
     // The next release of any domain tells.
@@ -414,6 +415,7 @@ fn events_come_as_in_libxl() {
         assert_eq!(fake.lib.libxl_domain_resume(ctx.get(), 4, 1, null()), 0);
     }
     fake.control.guest(json!({"domain": "d", "does": "poweroff"}));
+    looped.go_round();
     no_event(&events, 50);
     enable(4, 401);
     no_event(&events, 50);

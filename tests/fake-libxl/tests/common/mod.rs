@@ -193,10 +193,16 @@ pub struct Op {
     pub done: Receiver<Done>,
 }
 
-static SENDERS: Mutex<Vec<Arc<Sender<Done>>>> = Mutex::new(Vec::new());
+/// Leaks what callbacks are given, and keeps its address so that valgrind doesn't take it for lost.
+fn leaked<T>(value: T) -> *mut c_void {
+    static LEAKED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    let at = Box::into_raw(Box::new(value));
+    LEAKED.lock().expect("not poisoned").push(at as usize);
+    at.cast()
+}
 
 unsafe extern "C" fn completed(_ctx: *mut libxl_ctx, rc: c_int, for_callback: *mut c_void) {
-    // SAFETY: `Op::new` keeps it for ever, so that a second completion is no worse than wrong.
+    // SAFETY: `Op::new` leaked it, so that a second completion is no worse than wrong.
     let sender = unsafe { &*for_callback.cast::<Sender<Done>>() };
     let _ = sender.send(Done { rc, thread: thread::current().id() });
 }
@@ -204,12 +210,10 @@ unsafe extern "C" fn completed(_ctx: *mut libxl_ctx, rc: c_int, for_callback: *m
 impl Op {
     pub fn new() -> Op {
         let (sender, done) = channel();
-        let sender = Arc::new(sender);
         let how = libxl_asyncop_how {
             callback: Some(completed),
-            u: libxl_asyncop_how__bindgen_ty_1 { for_callback: Arc::as_ptr(&sender).cast_mut().cast() },
+            u: libxl_asyncop_how__bindgen_ty_1 { for_callback: leaked(sender) },
         };
-        SENDERS.lock().expect("not poisoned").push(sender);
         Op { how, done }
     }
 
@@ -233,6 +237,8 @@ impl Op {
 /// The event loop's thread.
 pub struct Loop {
     stop: Arc<AtomicBool>,
+    /// How often it has asked what there is to wait for.
+    asked: Arc<AtomicU32>,
     wake: c_int,
     thread: Option<JoinHandle<()>>,
 }
@@ -243,13 +249,14 @@ impl Loop {
         // SAFETY: numbers.
         let wake = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
         assert!(wake >= 0);
-        let (lib, stopping) = (fake.lib.clone(), stop.clone());
+        let asked = Arc::new(AtomicU32::new(0));
+        let (lib, stopping, asking) = (fake.lib.clone(), stop.clone(), asked.clone());
         let thread = thread::spawn(move || {
             while !stopping.load(Ordering::SeqCst) {
-                turn(&lib, ctx, wake);
+                turn(&lib, ctx, wake, &asking);
             }
         });
-        Loop { stop, wake, thread: Some(thread) }
+        Loop { stop, asked, wake, thread: Some(thread) }
     }
 
     /// Has the loop ask anew what there is to wait for.
@@ -259,13 +266,26 @@ impl Loop {
         assert_eq!(unsafe { libc::write(self.wake, (&raw const one).cast(), 8) }, 8);
     }
 
+    /// Waits until the loop has gone all round and waits again.
+    pub fn go_round(&self) {
+        // What it does when this begins may be half done.
+        for _ in 0..2 {
+            let before = self.asked.load(Ordering::SeqCst);
+            self.wake();
+            while self.asked.load(Ordering::SeqCst) == before {
+                assert!(self.thread.as_ref().is_some_and(|t| !t.is_finished()), "the loop doesn't panic");
+                thread::yield_now();
+            }
+        }
+    }
+
     pub fn thread(&self) -> ThreadId {
         self.thread.as_ref().expect("runs").thread().id()
     }
 }
 
 /// One turn: ask, poll, tell.
-fn turn(lib: &Library, ctx: Ctx, wake: c_int) {
+fn turn(lib: &Library, ctx: Ctx, wake: c_int, asked: &AtomicU32) {
     let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
     let mut room = 0;
     loop {
@@ -282,6 +302,7 @@ fn turn(lib: &Library, ctx: Ctx, wake: c_int) {
             continue;
         }
         assert_eq!(rc, 0);
+        asked.fetch_add(1, Ordering::SeqCst);
         fds[used] = libc::pollfd { fd: wake, events: libc::POLLIN, revents: 0 };
         // SAFETY: an array of that length.
         unsafe { libc::poll(fds.as_mut_ptr(), used as libc::nfds_t + 1, timeout) };
@@ -365,9 +386,9 @@ pub fn listen(fake: &Fake, ctx: Ctx) -> Receiver<Told> {
     static HOOKS: libxl_event_hooks =
         libxl_event_hooks { event_occurs_mask: u64::MAX, event_occurs: Some(occurs), disaster: Some(disaster) };
     let (sender, receiver) = channel();
-    let listener = Box::into_raw(Box::new(Listener { lib: fake.lib.clone(), ctx, sender }));
+    let listener = leaked(Listener { lib: fake.lib.clone(), ctx, sender });
     // SAFETY: the table is static and the listener leaked.
-    unsafe { fake.lib.libxl_event_register_callbacks(ctx.get(), &raw const HOOKS, listener.cast()) };
+    unsafe { fake.lib.libxl_event_register_callbacks(ctx.get(), &raw const HOOKS, listener) };
     receiver
 }
 

@@ -679,7 +679,7 @@ impl Ctx {
             return;
         }
         let stop = AtomicBool::new(false);
-        let stuck = thread::scope(|scope| {
+        let wrong = thread::scope(|scope| {
             for n in 0..4 {
                 let stop = &stop;
                 scope.spawn(move || {
@@ -688,7 +688,7 @@ impl Ctx {
                     }
                 });
             }
-            let mut stuck = 0;
+            let mut wrong = None;
             for _ in 0..20 {
                 // SAFETY: the child only calls the logger, as libxl's children do, and leaves with _exit.
                 let pid = unsafe { libc::fork() };
@@ -698,12 +698,13 @@ impl Ctx {
                     unsafe { libc::_exit(0) };
                 }
                 assert!(pid > 0, "fake-libxl: fork: {}", std::io::Error::last_os_error());
-                let end = Instant::now() + Duration::from_secs(2);
+                // Under valgrind a child that ends looks for leaks first.
+                let end = Instant::now() + Duration::from_secs(10);
                 let mut status = 0;
                 // SAFETY: waits for the child made above, which nobody else knows.
                 while unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == 0 {
                     if Instant::now() > end {
-                        stuck += 1;
+                        wrong = Some("does not return");
                         // SAFETY: the child has not been waited for, so the id is still its own.
                         unsafe {
                             libc::kill(pid, libc::SIGKILL);
@@ -713,15 +714,16 @@ impl Ctx {
                     }
                     thread::sleep(Duration::from_millis(1));
                 }
-                if stuck > 0 {
+                if status != 0 {
+                    wrong = wrong.or(Some("fails"));
                     break;
                 }
             }
             stop.store(true, Ordering::Relaxed);
-            stuck
+            wrong
         });
-        if stuck > 0 {
-            refuse("the logger does not return in a forked child");
+        if let Some(wrong) = wrong {
+            refuse(&format!("the logger {wrong} in a forked child"));
         }
     }
 

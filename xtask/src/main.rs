@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use xtask::lab::{Host, Lab, Machine, Release, Threads};
 use xtask::shipped;
+use xtask::test::Tier;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The developer's commands")]
@@ -35,7 +36,11 @@ enum Task {
         kind: Kind,
     },
     /// Run everything that CI runs; the last line counts
-    Test,
+    Test {
+        /// Run this part only; can be given more than once
+        #[arg(long = "tier", value_name = "NAME", value_enum)]
+        tiers: Vec<Tier>,
+    },
     /// Time the same work on a Xen host in a box: by this program, by the scripts, and by libxl's calls alone
     Bench {
         /// How many guests; several numbers are measured one after the other
@@ -171,7 +176,7 @@ fn main() -> ExitCode {
             workspace().and_then(|root| xtask::test::bench(&root, &guests, rounds, !without_scripts)).map(verdict)
         }
         Task::Package { kind } => workspace().and_then(|root| package(&root, kind)),
-        Task::Test => workspace().and_then(|root| xtask::test::run(&root)).map(verdict),
+        Task::Test { tiers } => workspace().and_then(|root| xtask::test::run(&root, &tiers)).map(verdict),
     };
     match done {
         Ok(code) => code,

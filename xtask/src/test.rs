@@ -1,12 +1,15 @@
 //! `cargo xtask test`: everything that CI runs, in tiers, with one count over all.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 
 use crate::lab::Release;
 use crate::packages;
@@ -33,35 +36,69 @@ impl fmt::Display for Count {
 }
 
 /// A part of the tests, which counts its own.
-type Tier = fn(&Path) -> Result<Count>;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tier {
+    /// Formatting, lints and documentation
+    Style,
+    /// Unit tests, and the examples in the documentation
+    Unit,
+    /// Faults and races, on a stand-in for libxl
+    Fake,
+    /// The tests of the binding and of the stand-in once more, under valgrind
+    Sanitize,
+    /// Our C declarations against Xen's headers
+    Headers,
+    /// Our reading of guests' files against xl's
+    Xl,
+    /// The shell scripts' known defects, with the scripts and with us
+    Pains,
+    /// Random input to everything that parses
+    Fuzz,
+    /// The Debian package, installed and removed
+    Debian,
+    /// Scenarios on a real Xen host
+    Lab,
+}
 
-/// Runs all tiers. Returns whether everything has passed.
+impl Tier {
+    /// The name on the command line.
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    fn run(self, workspace: &Path) -> Result<Count> {
+        match self {
+            Tier::Style => style(workspace),
+            Tier::Unit => unit(workspace),
+            Tier::Fake => fake(workspace),
+            Tier::Sanitize => sanitize(workspace),
+            Tier::Headers => headers(workspace),
+            Tier::Xl => xl(workspace),
+            Tier::Pains => pains(workspace),
+            Tier::Fuzz => fuzz(workspace),
+            Tier::Debian => debian(workspace),
+            Tier::Lab => lab(workspace),
+        }
+    }
+}
+
+/// Runs these tiers, or all if none is named, in the order in which `Tier` has them. Returns whether everything has passed.
 ///
 /// A test that is ignored counts as failed: whoever ignores one has to say here why it needs not run.
 ///
 /// # Errors
 /// What the tests need can't be had.
-pub fn run(workspace: &Path) -> Result<bool> {
+pub fn run(workspace: &Path, wanted: &[Tier]) -> Result<bool> {
     let started = Instant::now();
     program::prepare(workspace)?;
     // Whatever builds the whole workspace builds libFuzzer.
     packages::need(&[("c++", "g++")], &workspace.join("target/lab/logs/install.log"))?;
-    let tiers: [(&str, Tier); 9] = [
-        ("style", style),
-        ("unit", unit),
-        ("fake", fake),
-        ("headers", headers),
-        ("xl", xl),
-        ("pains", pains),
-        ("fuzz", fuzz),
-        ("debian", debian),
-        ("lab", lab),
-    ];
     let (mut all, mut lines) = (Count::default(), Vec::new());
-    for (name, tier) in tiers {
+    for tier in Tier::value_variants().iter().filter(|tier| wanted.is_empty() || wanted.contains(tier)) {
+        let name = tier.name();
         println!("\n=== {name}");
         let began = Instant::now();
-        let count = tier(workspace).unwrap_or_else(|e| {
+        let count = tier.run(workspace).unwrap_or_else(|e| {
             println!("error: {e:?}");
             Count { passed: 0, failed: 1 }
         });
@@ -106,6 +143,88 @@ fn fake(workspace: &Path) -> Result<Count> {
     packages::need(&[("strace", "strace")], &workspace.join("target/lab/logs/install.log"))?;
     // xenlight-sys has its integration tests in the next tier, because some of them need Xen's headers.
     cargo_test(workspace, &["--exclude", "xenlight-sys", "--no-fail-fast", "--test", "*"], &[])
+}
+
+/// Test programs that prove nothing under valgrind, and the reasons.
+const WITHOUT_VALGRIND: [(&str, &str); 1] =
+    [("forks", "its tests are about how soon a forked child runs, and valgrind runs it many times slower")];
+
+/// The tests that drive libxl's interface over the fake, under valgrind's memcheck: a use of memory that isn't ours, a value
+/// that nobody has set, and what is lost when the test program ends. What a test starts as a process of its own runs
+/// without: these processes are killed or abort, and lose what they have.
+///
+/// There is no list of errors to be ignored, because none is needed. It is memcheck alone because helgrind and DRD know
+/// locks by the functions of pthread, and those of Rust's library are atomics and futexes: each use of what a lock guards
+/// is a race to them, a thousand in one test program.
+fn sanitize(workspace: &Path) -> Result<Count> {
+    packages::need(&[("valgrind", "valgrind")], &workspace.join("target/lab/logs/install.log"))?;
+    let logs = workspace.join("target/sanitize");
+    match fs::remove_dir_all(&logs) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", logs.display()));
+        }
+        _ => fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?,
+    }
+    let log_file = format!("--log-file={}/%p", logs.display());
+    let valgrind = [
+        "valgrind",
+        "--quiet",
+        &log_file,
+        "--num-callers=40",
+        // A thread that waits for its turn gets it before the tests' deadlines.
+        "--fair-sched=yes",
+        "--leak-check=full",
+        "--show-leak-kinds=definite",
+        // A forked child has lost the stacks of all other threads, so that what only these pointed to seems lost. It tells
+        // an error by its exit code, which the fake looks at, and leaks not at all.
+        "--child-silent-after-fork=yes",
+        "--error-exitcode=99",
+        "--errors-for-leak-kinds=none",
+    ];
+    let runner = format!("target.'cfg(all())'.runner = {}", serde_json::to_string(&valgrind)?);
+    let mut arguments = vec!["--no-fail-fast", "--config", &runner];
+    let mut tests = integration_tests(workspace, &["xenlight", "tests/fake-libxl"])?;
+    for (name, why) in WITHOUT_VALGRIND {
+        ensure!(tests.remove(name), "there is no test program {name} to be left out");
+        println!("{name} is left out: {why}");
+    }
+    arguments.extend(tests.iter().flat_map(|test| ["--test", test]));
+    let mut count = cargo_test(workspace, &arguments, &[])?;
+    count += findings(&logs)?;
+    Ok(count)
+}
+
+/// The names of these packages' integration tests.
+fn integration_tests(workspace: &Path, packages: &[&str]) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for package in packages {
+        let directory = workspace.join(package).join("tests");
+        for entry in fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                names.extend(path.file_stem().and_then(|stem| stem.to_str()).map(ToOwned::to_owned));
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// Reads valgrind's logs, one of each process, and shows those that have something in them, which counts as a failed test.
+fn findings(logs: &Path) -> Result<Count> {
+    let (mut processes, mut failed) = (0, 0);
+    for entry in fs::read_dir(logs).with_context(|| format!("read {}", logs.display()))? {
+        let path = entry?.path();
+        let log = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        processes += 1;
+        if !log.is_empty() {
+            println!("{}", String::from_utf8_lossy(&log));
+            failed += 1;
+        }
+    }
+    // Nothing at all means that the tests ran without it.
+    ensure!(processes > 0, "valgrind has left no log in {}", logs.display());
+    println!("test valgrind ... {}", if failed == 0 { "ok" } else { "FAILED" });
+    Ok(Count { passed: (failed == 0).into(), failed })
 }
 
 /// Our declarations against the headers of each supported release.
@@ -254,6 +373,16 @@ mod tests {
         assert_eq!(parse("7 passed, 2 failed"), Some(Count { passed: 7, failed: 2 }));
         assert_eq!(parse("test a ... ok"), None);
         assert_eq!(parse("we passed, they failed"), None);
+    }
+
+    #[test]
+    fn what_valgrind_says_is_a_failure_and_so_is_its_silence_about_all() {
+        let logs = tempfile::tempdir().expect("a directory");
+        findings(logs.path()).expect_err("it has not run");
+        fs::write(logs.path().join("1"), "").expect("written");
+        assert_eq!(findings(logs.path()).expect("readable"), Count { passed: 1, failed: 0 });
+        fs::write(logs.path().join("2"), "==2== Invalid read of size 8").expect("written");
+        assert_eq!(findings(logs.path()).expect("readable"), Count { passed: 0, failed: 1 });
     }
 
     #[test]

@@ -64,17 +64,18 @@ fn every_end_of_a_save_is_told() {
         {"call": "libxl_domain_suspend", "domain": "d", "partial_bytes": 64, "complete": "never"},
         {"call": "libxl_domain_suspend", "domain": "e", "complete": "never"},
     ]));
-    let end = |domid, name: &str| {
+    let end_by = |deadline, domid, name: &str| {
         let save = context.save(domid, fake.file(name), SaveFlags::default()).expect("starts");
-        context.end_save(domid, save.wait_until(shortly()))
+        context.end_save(domid, save.wait_until(deadline))
     };
+    let end = |domid, name: &str| end_by(soon(), domid, name);
     assert!(matches!(end(1, "a"), SaveEnd::Saved(_)));
     assert_eq!(context.info(1).expect("it").shutdown, Some(ShutdownReason::Suspend));
     assert!(matches!(end(2, "b"), SaveEnd::Running(_)));
     assert_eq!(context.info(2).expect("it").shutdown, None);
     assert!(matches!(end(3, "c"), SaveEnd::Suspended { .. }));
     // In the middle of its memory, and so suspended.
-    assert!(matches!(end(4, "d"), SaveEnd::Running(error) if error.is_aborted()));
+    assert!(matches!(end_by(shortly(), 4, "d"), SaveEnd::Running(error) if error.is_aborted()));
     assert_eq!(context.info(4).expect("it").shutdown, None);
     let save = context.save(5, fake.file("e"), SaveFlags::default()).expect("starts");
     fake.control.guest(json!({"domain": "e", "does": "vanish"}));

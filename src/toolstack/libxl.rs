@@ -24,8 +24,8 @@ use super::create_lock;
 use super::memory::{Demand, Memory, Room};
 use super::xenstored;
 use super::{
-    Domain, Domid, Ending, Error, Monitoring, Note, ShutdownReason, State, Toolstack, not_of_xend,
-    ran_out_of_time, stream_of, without_domid,
+    Domain, Domid, Ending, Error, Monitoring, Note, ShutdownReason, State, Toolstack, may_pass, not_of_xend,
+    stream_of, without_domid,
 };
 use crate::guest_config::{Cpus, GuestConfig, XlConf};
 use crate::image::{Image, NewImage};
@@ -252,7 +252,7 @@ impl Libxl {
 fn failed(action: &'static str, e: &xenlight::Error) -> Error {
     use ErrorCode::{GuestTimedOut, LockFail, NoMemory, NotReady, TimedOut};
     let passes = matches!(e.code(), Some(GuestTimedOut | LockFail | NoMemory | NotReady | TimedOut));
-    let transient = passes || e.log().iter().any(|record| ran_out_of_time(&record.text));
+    let transient = passes || e.log().iter().any(|record| may_pass(&record.text));
     Error { transient, ..Error::new(action, e.to_string()) }
 }
 

@@ -126,11 +126,21 @@ impl Error {
     }
 }
 
-/// Whether libxl says here that it did not want to wait any longer. It gives xenconsoled or a device model some seconds, in
-/// which a host with much to do may not get to it; the code of a creation that fails of that is the one of all other
-/// failures. A script or bootloader that libxl has to kill after minutes is none of these: its words for that are others.
-fn ran_out_of_time(log: &str) -> bool {
-    log.contains("timed out")
+/// What libxl says when it did not want to wait any longer: for xenconsoled, a device model, a backend (10 to 60 seconds)
+/// or a script of a disk or network card (40 seconds), to which a host with much to do may not get. The code of a creation
+/// that fails of that is the one of all other failures.
+const OUT_OF_TIME: [&str; 5] =
+    ["timed out", "because of timeout", "rc=-9", "did not start: -9", "unable to add device with path"];
+
+/// How libxl names the script of a disk or network card that has failed: with its action and its process.
+const SCRIPTS: [&str; 2] = [" add [", " online ["];
+
+/// Tells from a line of libxl's log whether a failure may pass: libxl ran out of time, or a script has failed, which may
+/// have found something busy or not there yet.
+fn may_pass(log: &str) -> bool {
+    let has_failed = |line: &str| line.contains("exited with error status") || line.contains("died due to");
+    let is_of_script = |line: &str| SCRIPTS.iter().any(|script| line.contains(script)) && has_failed(line);
+    log.lines().any(|line| OUT_OF_TIME.iter().any(|words| line.contains(words)) || is_of_script(line))
 }
 
 /// How a guest came to its end.
@@ -291,6 +301,33 @@ pub trait Toolstack: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_out_and_a_script_s_failure_may_pass_and_nothing_else() {
+        for line in [
+            "libxl_aoutils.c:539:async_exec_timeout: killing execution of /etc/xen/scripts/block add because of timeout",
+            "libxl_exec.c:117:libxl_report_child_exitstatus: /etc/xen/scripts/block add [217] exited with error status 1",
+            "libxl_exec.c:127:libxl_report_child_exitstatus: /etc/xen/scripts/vif-bridge online [7] died due to fatal signal Killed",
+            "libxl_create.c:1974:console_xswait_callback: domain 1 console tty: timed out",
+            "libxl_exec.c:403:spawn_watch_event: domain 3 device model: startup timed out",
+            "libxl_create.c:1894:domcreate_devmodel_started: Domain 3:device model did not start: -9",
+            "libxl_dm.c:3369:device_model_postconfig_done: Domain 3:Post DM startup configs failed, rc=-9",
+            "libxl_device.c:1163:device_backend_callback: Domain 3:unable to add device with path /local/domain/2/backend/vif/3/0",
+            "libxl_bootloader.c:737:bootloader_timeout: Domain 3:killing bootloader because of timeout",
+        ] {
+            assert!(may_pass(line), "{line}");
+            assert!(may_pass(&format!("something\n{line}\nmore")), "{line}");
+        }
+        for line in [
+            "",
+            "libxl_create.c:1894:domcreate_devmodel_started: Domain 3:device model did not start: -3",
+            "libxl_exec.c:117:libxl_report_child_exitstatus: bootloader [217] exited with error status 1",
+            "libxl_dom.c:1: xc_dom_kernel_file: No such file or directory",
+            "unable to add disk devices",
+        ] {
+            assert!(!may_pass(line), "{line}");
+        }
+    }
 
     #[test]
     fn the_number_is_left_out_of_what_comes_back() {

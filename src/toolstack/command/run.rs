@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::interrupt::Interrupt;
 use crate::process::{Failed, Job, how, run};
-use crate::toolstack::{Error, ran_out_of_time};
+use crate::toolstack::{Error, may_pass};
 
 /// The limit of what only asks or changes something small. A loaded host is slow.
 const SHORT: Duration = Duration::from_secs(120);
@@ -152,7 +152,7 @@ impl Runner {
                 let said =
                     if ended.complaints.is_empty() { String::new() } else { format!(": {}", ended.complaints) };
                 let passes = ended.status.code().is_some_and(|code| TRANSIENT.contains(&code));
-                let transient = passes || ran_out_of_time(&ended.complaints);
+                let transient = passes || may_pass(&ended.complaints);
                 Err(Error { transient, ..fail(format!("{}{said}", how(ended.status))) })
             }
             Err(failed @ Failed::TooSlow(_)) => Err(Error { timed_out: true, ..fail(failed.to_string()) }),

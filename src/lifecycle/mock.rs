@@ -25,8 +25,8 @@ use crate::toolstack::{AfterSave, Domain, Domid, Ending, Error, Note, ShutdownRe
 pub(super) enum Fault {
     /// It fails.
     Fails,
-    /// It fails once, for a reason that passes.
-    IsBusy,
+    /// It fails so many times, for a reason that passes.
+    IsBusy(u32),
     /// It fails at its deadline.
     TimesOut,
     /// It fails and leaves the guest suspended.
@@ -100,17 +100,19 @@ impl World {
         self.calls.push(format!("{action} {name}"));
         let call = format!("{action} {name}");
         let fault = self.faults.get(&call).copied();
-        if fault == Some(Fault::IsBusy) {
-            self.faults.remove(&call);
+        match fault {
+            Some(Fault::IsBusy(0 | 1)) => drop(self.faults.remove(&call)),
+            Some(Fault::IsBusy(times)) => drop(self.faults.insert(call, Fault::IsBusy(times - 1))),
+            _ => {}
         }
         match fault {
-            Some(fault @ (Fault::Fails | Fault::IsBusy | Fault::TimesOut | Fault::LeavesSuspended)) => {
+            Some(fault @ (Fault::Fails | Fault::IsBusy(_) | Fault::TimesOut | Fault::LeavesSuspended)) => {
                 Err(Error {
                     action,
                     cause: format!("{fault:?}"),
                     timed_out: fault == Fault::TimesOut,
                     left_suspended: fault == Fault::LeavesSuspended,
-                    transient: fault == Fault::IsBusy,
+                    transient: matches!(fault, Fault::IsBusy(_) | Fault::TimesOut),
                 })
             }
             fault => Ok(fault),

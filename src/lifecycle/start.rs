@@ -30,9 +30,9 @@ const CREATIONS_PER_CPU: u64 = 2;
 const CREATION_KIB: u64 = 96 * 1024;
 
 /// How often a start that failed for a reason that may pass is tried again.
-const RETRIES: u32 = 2;
+const RETRIES: u32 = 4;
 
-/// How long such a reason is given to pass.
+/// How long such a reason is given to pass for the first time; each time after that it is twice as long.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Starts guests. What runs already is left alone, and a guest whose image is there but could not be restored is not
@@ -72,6 +72,8 @@ struct Start<'a> {
     dry: bool,
     /// Guests that nobody has begun to start.
     waiting: AtomicUsize,
+    /// Guests of a level whose start has failed for a reason that may pass.
+    again: Mutex<Vec<Job>>,
     /// Guests whose image could not be restored and is kept. They are not booted.
     kept: Mutex<Vec<Identity>>,
     /// Guests that were not even begun because the program was asked to end.
@@ -87,17 +89,37 @@ pub(super) struct Job {
     unwanted: Option<Image>,
     /// A file that is probably its image and can't be read.
     unreadable: Option<PathBuf>,
+    /// How often it was tried.
+    tries: u32,
+}
+
+/// Why a guest could not be started.
+struct Failure {
+    reason: String,
+    /// It may be over a little later.
+    may_pass: bool,
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Failure {
+        Failure { reason, may_pass: false }
+    }
 }
 
 impl Job {
     fn of_image(image: Image) -> Job {
         let identity = Identity::of_image(&image);
-        Job { identity, image: Some(image), config: None, unwanted: None, unreadable: None }
+        Job { identity, image: Some(image), config: None, unwanted: None, unreadable: None, tries: 0 }
     }
 
     fn of_config(config: GuestConfig) -> Job {
         let identity = Identity::of_config(&config);
-        Job { identity, image: None, config: Some(config), unwanted: None, unreadable: None }
+        Job { identity, image: None, config: Some(config), unwanted: None, unreadable: None, tries: 0 }
+    }
+
+    /// How it is started.
+    fn action(&self) -> Action {
+        if self.image.is_some() { Action::Restore } else { Action::Create }
     }
 
     /// What must be there to start it.
@@ -125,6 +147,7 @@ impl<'a> Start<'a> {
             watching: if dry { Watching::none(run) } else { Watching::begin(run) },
             dry,
             waiting: AtomicUsize::new(0),
+            again: Mutex::default(),
             kept: Mutex::default(),
             not_begun: Mutex::default(),
         }
@@ -264,12 +287,13 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Guests of one order: those with an image first, then the others.
+    /// Guests of one order: those with an image first, then the others, and at last those of both that are to be tried
+    /// again.
     fn start_level(&self, level: Vec<Job>, before: &[Domain]) -> Result<(), Error> {
         let settings = self.run.settings;
         let (restores, mut creations): (Vec<_>, Vec<_>) = level.into_iter().partition(|job| job.image.is_some());
-        let jobs = settings.start_jobs.value;
-        self.side_by_side(jobs.unwrap_or(DEFAULT_START_JOBS), restores, Self::restore);
+        let mut jobs = settings.start_jobs.value.unwrap_or(DEFAULT_START_JOBS);
+        self.side_by_side(jobs, restores);
         if !creations.is_empty() {
             // What came before may have taken long: look again.
             let (domains, restarting) = self.watching.look(self.run.toolstack.domains()?)?;
@@ -283,9 +307,57 @@ impl<'a> Start<'a> {
                 }
                 wanted
             });
-            self.side_by_side(self.creations_at_once(&creations), creations, Self::create);
+            jobs = self.creations_at_once(&creations);
+            self.side_by_side(jobs, creations);
         }
+        self.try_again(jobs);
         Ok(())
+    }
+
+    /// Tries again what has failed for a reason that may pass: each time after a longer pause and fewer at once, down to
+    /// one.
+    fn try_again(&self, jobs: NonZeroUsize) {
+        for retry in 1..=RETRIES {
+            let again = std::mem::take(&mut *lock(&self.again));
+            if again.is_empty() {
+                return;
+            }
+            let fewer = if retry == RETRIES { 1 } else { jobs.get() >> retry };
+            let fewer = NonZeroUsize::new(fewer).unwrap_or(NonZeroUsize::MIN);
+            let pause = RETRY_PAUSE * (1 << (retry - 1));
+            let guests: Vec<_> = again.iter().map(|job| job.identity.name.as_str()).collect();
+            let (guests, seconds) = (guests.join(", "), pause.as_secs());
+            self.run.report.note(&format!(
+                "trying again in {seconds} s, {fewer} at a time (retry {retry} of {RETRIES}): {guests}"
+            ));
+            self.run.pause(pause);
+            let again = self.still_to_be_started(again);
+            self.waiting.fetch_add(again.len(), Ordering::Relaxed);
+            self.side_by_side(fewer, again);
+        }
+    }
+
+    /// Takes out the guests that somebody else has started, or is starting.
+    fn still_to_be_started(&self, mut jobs: Vec<Job>) -> Vec<Job> {
+        let looked = self.run.toolstack.domains().and_then(|domains| self.watching.look(domains));
+        let (domains, restarting) = match looked {
+            Ok(looked) => looked,
+            Err(error) => {
+                let reason = format!("not tried again: {}", reason(&error));
+                for job in jobs {
+                    self.run.report.failed(job.action(), &job.identity.name, Duration::ZERO, &reason);
+                }
+                return Vec::new();
+            }
+        };
+        self.leave_restarting(&mut jobs, &restarting);
+        jobs.retain_mut(|job| {
+            if let Some(image) = job.image.take() {
+                job.image = self.without_running(vec![image], &domains).pop();
+            }
+            job.image.is_some() || (job.config.is_some() && self.is_to_be_created(job, &domains, &domains))
+        });
+        jobs
     }
 
     /// How many guests are created at the same time, if the settings do not say: one where there are pauses, which are
@@ -308,16 +380,11 @@ impl<'a> Start<'a> {
 
     /// Starts guests in their order, at most `jobs` at once. Those whose disks or bridges are yet to come follow when
     /// these are there, without holding up the others.
-    fn side_by_side(
-        &self,
-        jobs: NonZeroUsize,
-        guests: Vec<Job>,
-        start: impl Fn(&Self, Job) -> Option<Duration> + Sync,
-    ) {
+    fn side_by_side(&self, jobs: NonZeroUsize, guests: Vec<Job>) {
         let places = Places::new(jobs);
         let begin = |job| {
             let _place = places.take(None);
-            self.begin(job, &start);
+            self.begin(job);
         };
         let (late, ready): (Vec<_>, Vec<_>) = guests.into_iter().partition(|job| self.is_late(job));
         thread::scope(|scope| {
@@ -351,21 +418,36 @@ impl<'a> Start<'a> {
     }
 
     /// Starts a guest in one of two ways, and then waits as long as is asked for, unless it was the last one.
-    fn begin(&self, job: Job, start: impl FnOnce(&Self, Job) -> Option<Duration>) {
+    fn begin(&self, mut job: Job) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         if self.run.interrupt.is_asked() {
             lock(&self.not_begun).push(job.identity.name);
             return;
         }
-        if let Some(pause) = start(self, job).filter(|_| self.waiting.load(Ordering::Relaxed) > 0) {
+        job.tries += 1;
+        let pause = if job.image.is_some() { self.restore(job) } else { self.create(job) };
+        if let Some(pause) = pause.filter(|_| self.waiting.load(Ordering::Relaxed) > 0) {
             self.run.pause(pause);
         }
     }
 
+    /// Has a guest tried again after the others, if its failure may pass and it was not tried too often. Gives it back
+    /// otherwise, with the reason.
+    fn put_off(&self, job: Job, failure: Failure) -> Option<(Job, String)> {
+        let Failure { reason, may_pass } = failure;
+        if !may_pass || job.tries > RETRIES || self.run.interrupt.is_asked() {
+            let tries = if job.tries > 1 { format!(" (tried {} times)", job.tries) } else { String::new() };
+            return Some((job, reason + &tries));
+        }
+        self.run.report.warn(&format!("{}: {reason}; it is tried again after the others", job.identity.name));
+        lock(&self.again).push(job);
+        None
+    }
+
     /// Restores a guest. A success gives the time to wait before the next one.
-    fn restore(&self, mut job: Job) -> Option<Duration> {
+    fn restore(&self, job: Job) -> Option<Duration> {
         let begun = Instant::now();
-        let image = job.image.take()?;
+        let image = job.image.clone()?;
         let (guest, path) = (image.name.clone(), image.path.clone());
         let mut progress = self.run.report.progress(Action::Restore, &guest);
         progress.follow(image.size, image.read_so_far());
@@ -374,8 +456,10 @@ impl<'a> Start<'a> {
                 self.run.report.done(Action::Restore, &guest, begun.elapsed());
                 Some(job.delay().unwrap_or_default())
             }
-            Err(reason) => {
+            Err(failure) => {
+                let (mut job, reason) = self.put_off(job, failure)?;
                 self.run.report.failed(Action::Restore, &guest, begun.elapsed(), &reason);
+                job.image = None;
                 self.start_without_image(job, &path)
             }
         }
@@ -403,31 +487,19 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Builds a guest, and tries again after a failure that may pass. Each is said.
+    /// Builds a guest within its limit.
     fn build(
         &self,
         action: Action,
         guest: &str,
         attempt: impl Fn(Option<Instant>) -> Result<Domid, Error>,
-    ) -> Result<Domid, String> {
-        let mut retries = RETRIES;
-        loop {
-            let limit = self.run.settings.start_maxwait.value;
-            let limit = limit.and_then(|limit| Instant::now().checked_add(limit));
-            let work = self.run.report.work(action, guest, limit);
-            let error = match attempt(limit) {
-                Ok(domid) => return Ok(domid),
-                Err(error) => error,
-            };
-            drop(work);
-            if !error.transient || retries == 0 || self.run.interrupt.is_asked() {
-                return Err(reason(&error));
-            }
-            retries -= 1;
-            let seconds = RETRY_PAUSE.as_secs();
-            self.run.report.warn(&format!("{guest}: {}; trying again in {seconds} s", reason(&error)));
-            self.run.pause(RETRY_PAUSE);
-        }
+    ) -> Result<Domid, Failure> {
+        let limit = self.run.settings.start_maxwait.value;
+        let limit = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let _work = self.run.report.work(action, guest, limit);
+        // What took all the time that the settings give it is not given the same once more.
+        attempt(limit)
+            .map_err(|error| Failure { reason: reason(&error), may_pass: error.transient && !error.timed_out })
     }
 
     /// Whether everything is there that a guest needs.
@@ -459,10 +531,10 @@ impl<'a> Start<'a> {
         }
     }
 
-    fn try_to_restore(&self, mut image: Image, config: Option<&GuestConfig>) -> Result<(), String> {
+    fn try_to_restore(&self, mut image: Image, config: Option<&GuestConfig>) -> Result<(), Failure> {
         self.look_for(&needs::needs_to_restore(&image.config))?;
         if let Verdict::Stale(why) | Verdict::DiskMissing(why) = image.verdict() {
-            return Err(why);
+            return Err(why.into());
         }
         self.run.xen_host.before_creation(&mut image.config).map_err(|error| error.to_string())?;
         let building = begin_building(self.run, image.uuid, Some(&image)).map_err(|error| self.no_note(&error))?;
@@ -560,24 +632,25 @@ impl<'a> Start<'a> {
             return self.start_without_image(Job { unreadable: None, ..job }, &path.clone());
         }
         let pause = self.pause_after_creation(&job);
-        let guest = job.config?;
-        for warning in &guest.warnings {
+        let guest = job.config.as_ref()?;
+        for warning in guest.warnings.iter().filter(|_| job.tries == 1) {
             self.run.report.warn(&warning.to_string());
         }
         let begun = Instant::now();
-        match self.try_to_create(&guest, job.unwanted) {
+        match self.try_to_create(guest, job.unwanted.clone()) {
             Ok(()) => {
                 self.run.report.done(Action::Create, &guest.name, begun.elapsed());
                 Some(pause)
             }
-            Err(reason) => {
-                self.run.report.failed(Action::Create, &guest.name, begun.elapsed(), &reason);
+            Err(failure) => {
+                let (job, reason) = self.put_off(job, failure)?;
+                self.run.report.failed(Action::Create, &job.identity.name, begun.elapsed(), &reason);
                 None
             }
         }
     }
 
-    fn try_to_create(&self, guest: &GuestConfig, unwanted: Option<Image>) -> Result<(), String> {
+    fn try_to_create(&self, guest: &GuestConfig, unwanted: Option<Image>) -> Result<(), Failure> {
         self.look_for(&needs::needs(&guest.json))
             .map_err(|reason| format!("{}: {reason}", guest.path.display()))?;
         let mut guest = guest.clone();
@@ -926,17 +999,75 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_that_may_pass_is_tried_again() {
+    fn a_failure_that_may_pass_is_tried_again_after_the_others() {
+        let bench = with_settings("XENDOMAINS_START_JOBS=1\nXENDOMAINS_CREATE_USLEEP=0\n");
+        for name in ["a", "b"] {
+            bench.auto(name, name);
+        }
+        bench.image("r");
+        bench.toolstack.fault("create a", Fault::IsBusy(1));
+        bench.toolstack.fault("restore r", Fault::IsBusy(1));
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        let mut calls = bench.toolstack.calls();
+        calls.retain(|call| !call.starts_with("unpause"));
+        assert_eq!(calls, ["restore r", "create a", "create b", "restore r", "create a"]);
+        assert_eq!(bench.toolstack.left(), ["a Running", "b Running", "r Running"]);
+        assert_eq!(bench.err().matches("it is tried again after the others").count(), 2, "{}", bench.err());
+        let said = "trying again in 5 s, 1 at a time (retry 1 of 4): r, a\n";
+        assert!(bench.out().contains(said), "{}", bench.out());
+        assert_eq!(bench.slept(), [RETRY_PAUSE]);
+        assert_eq!(bench.saved(), [""; 0]);
+    }
+
+    #[test]
+    fn what_does_not_pass_is_tried_ever_fewer_at_a_time_and_given_up_in_the_end() {
+        let bench = with_settings("XENDOMAINS_CREATE_USLEEP=0\nXENDOMAINS_RESTORE_FAILED=start\n");
+        bench.auto("web", "web");
+        bench.auto("db", "db");
+        bench.image("db");
+        bench.toolstack.fault("create web", Fault::IsBusy(9));
+        bench.toolstack.fault("restore db", Fault::IsBusy(9));
+        assert_eq!(bench.start(), Exit::Failed);
+        assert_eq!(bench.toolstack.calls_of("web"), ["create web"; 5]);
+        let mut of_db = vec!["restore db"; 5];
+        of_db.extend(["create db", "unpause db"]);
+        assert_eq!(bench.toolstack.calls_of("db"), of_db);
+        for said in ["5 s, 4 at a time", "10 s, 2 at a time", "20 s, 1 at a time", "40 s, 1 at a time"] {
+            assert!(bench.out().contains(&format!("trying again in {said}")), "{said}: {}", bench.out());
+        }
+        assert_eq!(bench.slept(), [5, 10, 20, 40].map(Duration::from_secs));
+        let err = bench.err();
+        assert!(err.contains("web: start FAILED") && err.contains("IsBusy(5) (tried 5 times)"), "{err}");
+    }
+
+    #[test]
+    fn what_cannot_pass_is_not_tried_again() {
+        for fault in [Fault::Fails, Fault::TimesOut] {
+            let bench = Bench::new();
+            bench.auto("web", "web");
+            bench.toolstack.fault("create web", fault);
+            assert_eq!(bench.start(), Exit::Failed);
+            assert_eq!(bench.toolstack.calls(), ["create web"], "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_somebody_else_has_started_meanwhile_is_not_tried_again() {
         let bench = Bench::new();
         bench.auto("web", "web");
         bench.image("db");
-        bench.toolstack.fault("create web", Fault::IsBusy);
-        bench.toolstack.fault("restore db", Fault::IsBusy);
-        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        bench.toolstack.fault("create web", Fault::IsBusy(1));
+        bench.toolstack.fault("restore db", Fault::IsBusy(1));
+        let by_hand = |_: Duration| {
+            for name in ["web", "db"] {
+                bench.toolstack.domain(name, State::Running);
+            }
+        };
+        let exit = bench.run(|run| start(&Run { sleep: &by_hand, ..*run }));
+        assert_eq!(exit, Exit::Done, "{}", bench.err());
         assert_eq!(bench.toolstack.left(), ["db Running", "web Running"]);
-        assert_eq!(bench.err().matches("trying again in 5 s").count(), 2, "{}", bench.err());
-        assert_eq!(bench.slept(), [RETRY_PAUSE; 2]);
-        assert_eq!(bench.saved(), [""; 0]);
+        assert!(bench.out().contains("web: runs already"), "{}", bench.out());
+        assert!(bench.err().contains("save/db: its guest runs already"), "{}", bench.err());
     }
 
     #[test]

@@ -201,7 +201,7 @@ scenarios! {
     a_slow_restore_is_not_given_up_and_one_that_stands_still_is:
         not over xl and xm, "how far a command is can't be seen, so it has no limit";
     a_creation_that_fails_leaves_no_half_made_domain;
-    a_creation_for_which_a_busy_host_had_no_time_is_tried_again:
+    what_a_busy_host_had_no_time_for_is_tried_again:
         not over xm, "xend waits by itself";
     a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host;
     a_disaster_in_the_middle_of_a_stop_ends_it_with_an_error: not over xm, "there is no libxl that could tell of one";
@@ -398,15 +398,23 @@ fn a_creation_that_fails_leaves_no_half_made_domain() {
     assert_eq!(dom0.guests(), [("a".to_owned(), true), ("c".to_owned(), true)]);
 }
 
-fn a_creation_for_which_a_busy_host_had_no_time_is_tried_again() {
-    let dom0 = Dom0::new(json!([]), "");
-    dom0.auto("web");
-    dom0.control.script(json!({"call": "libxl_domain_create_new", "nth": 1, "error": -3,
-                               "log": [{"level": 8, "text": "domain 1 console tty: timed out"}]}));
-    let start = dom0.run("start");
-    assert_eq!(start.code, 0, "{}", start.said);
-    assert!(start.said.contains("console tty: timed out; trying again in 5 s"), "{}", start.said);
-    assert_eq!(dom0.guests(), [("web".to_owned(), true)]);
+fn what_a_busy_host_had_no_time_for_is_tried_again() {
+    let script = "/etc/xen/scripts/block add";
+    for said in [
+        "domain 1 console tty: timed out".to_owned(),
+        format!("killing execution of {script} because of timeout"),
+        format!("{script} [217] exited with error status 1"),
+    ] {
+        let dom0 = Dom0::new(json!([]), "");
+        dom0.auto("web");
+        dom0.control.script(json!({"call": "libxl_domain_create_new", "nth": 1, "error": -3,
+                                   "log": [{"level": 8, "text": said}]}));
+        let start = dom0.run("start");
+        assert_eq!(start.code, 0, "{}", start.said);
+        let expected = format!("{said}; it is tried again after the others");
+        assert!(start.said.contains(&expected), "{}", start.said);
+        assert_eq!(dom0.guests(), [("web".to_owned(), true)]);
+    }
 }
 
 fn a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host() {

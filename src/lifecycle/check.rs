@@ -1,5 +1,6 @@
 //! check: what start and stop would find wrong, without touching anything.
 
+use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{auto_guests, images};
 use super::status::{age, duration, fate};
 use crate::guest_config::{GuestConfig, XenHost};
@@ -14,14 +15,53 @@ pub fn check(settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Re
     let found = auto_guests(settings.auto.value.as_deref(), xen_host);
     found.guests.iter().for_each(|guest| check_guest(guest, on_host, report));
     found.messages.tell(report);
+    let guests = found.guests;
 
     check_migrate(settings, xen_host, report);
 
     let found = images(settings.save.value.as_deref());
+    check_backends(&guests, &found.images, report);
     found.images.iter().for_each(|image| check_image(image, report));
     found.messages.tell(report);
     for path in &found.superseded {
         report.warn(&format!("{}: an older image of a guest that has a newer one", path.display()));
+    }
+}
+
+/// Says which guests start before the others, because these get their disks or networks from them.
+fn check_backends(guests: &[GuestConfig], images: &[Image], report: &Reporter) {
+    let of_guest = |guest| {
+        let guest: &GuestConfig = guest;
+        (&guest.path, Party { name: Some(&guest.name), domid: None, configuration: &guest.json })
+    };
+    let has_file = |image: &&Image| guests.iter().any(|guest| guest.name == image.name);
+    let of_image = |image| {
+        let image: &Image = image;
+        (&image.path, Party { name: Some(&image.name), domid: None, configuration: &image.config })
+    };
+    let (paths, parties): (Vec<_>, Vec<_>) =
+        guests.iter().map(of_guest).chain(images.iter().filter(|image| !has_file(image)).map(of_image)).unzip();
+    for ((path, party), service) in paths.iter().zip(&parties).zip(services(&parties)) {
+        let path = path.display();
+        match service {
+            Service::None => {}
+            Service::Driver(_) => {
+                report.note(&format!(
+                    "{path}: a driver domain: starts before the guests that it serves, stops after them"
+                ));
+            }
+            Service::Circle(way) => {
+                let way = way.join(", ");
+                report.error(&format!("{path}: its disks or networks come from a circle of guests: {way}"));
+            }
+        }
+        for backend in backends(party.configuration) {
+            if !parties.iter().any(|other| other.name.is_some_and(|name| backend == Backend::Name(name))) {
+                report.warn(&format!(
+                    "{path}: {backend} serves its disks or networks; start starts no such guest, it must run by then"
+                ));
+            }
+        }
     }
 }
 
@@ -146,6 +186,30 @@ mod tests {
         assert_eq!(bench.stop(), Exit::Failed);
         assert_eq!(bench.toolstack.calls(), [""; 0], "nothing is touched");
         assert!(bench.err().contains("settings:3: XENDOMAINS_MIGRATE: -C: "), "{}", bench.err());
+    }
+
+    #[test]
+    fn who_serves_whom_is_said_and_a_circle_is_a_failure() {
+        let bench = Bench::new();
+        for name in ["db", "store", "web"] {
+            bench.auto(name, name);
+        }
+        bench.add_line("web", "disk = [ 'vdev=xvda,backend=store,target=/dev/vg/x' ]");
+        bench.add_line("db", "vif = [ 'backend=net' ]");
+        assert_eq!(checked(&bench, false), Exit::Done, "{}", bench.err());
+        assert!(bench.out().contains("auto/store: a driver domain: starts before"), "{}", bench.out());
+        assert!(
+            bench.err().contains("auto/db: net serves its disks or networks; start starts no such"),
+            "{}",
+            bench.err()
+        );
+        bench.add_line("store", "vif = [ 'backend=web' ]");
+        assert_eq!(checked(&bench, false), Exit::Failed);
+        assert!(
+            bench.err().contains("auto/web: its disks or networks come from a circle of guests: web, store, web"),
+            "{}",
+            bench.err()
+        );
     }
 
     #[test]

@@ -400,7 +400,11 @@ impl Toolstack for Arc<Mock> {
 }
 
 pub(super) fn write_image(target: &mut NewImage, domain: &Domain) {
-    let config = json!({"c_info": {"type": "pvh", "name": domain.name, "uuid": domain.uuid}});
+    write_image_with(target, domain, json!({}));
+}
+
+fn write_image_with(target: &mut NewImage, domain: &Domain, mut config: Value) {
+    config["c_info"] = json!({"type": "pvh", "name": domain.name, "uuid": domain.uuid});
     target.write_header(&config).expect("writable");
     // The shortest stream of libxl: its header and its END record.
     target.file().write_all(b"LibxlFmt\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\0").expect("writable");
@@ -440,6 +444,13 @@ impl Bench {
         self.dir.path().join(name)
     }
 
+    /// Adds a line to a guest's file.
+    pub(super) fn add_line(&self, file: &str, line: &str) {
+        let path = self.path("auto").join(file);
+        let text = std::fs::read_to_string(&path).expect("read");
+        std::fs::write(path, format!("{text}{line}\n")).expect("write");
+    }
+
     /// Puts a guest into AUTO.
     pub(super) fn auto(&self, file: &str, name: &str) {
         let kernel = self.path("kernel");
@@ -452,6 +463,11 @@ impl Bench {
 
     /// Puts an image of a guest into SAVE.
     pub(super) fn image(&self, name: &str) {
+        self.image_with(name, json!({}));
+    }
+
+    /// The same with these devices.
+    pub(super) fn image_with(&self, name: &str, devices: Value) {
         let directory = SaveDirectory::open(&self.path("save")).expect("directory");
         let id = self.toolstack.domain(name, State::Running);
         let domain = self.toolstack.with(|world| {
@@ -461,7 +477,7 @@ impl Bench {
         let guest =
             Guest { name: name.to_owned(), uuid: domain.uuid, domid: domain.domid, boot_id: "b00709".into() };
         let mut image = directory.begin(&guest, 4096).expect("room");
-        write_image(&mut image, &domain);
+        write_image_with(&mut image, &domain, devices);
         image.commit().and_then(Saved::destroyed).expect("image");
     }
 

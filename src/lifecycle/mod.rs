@@ -1,6 +1,7 @@
 //! What is done with guests, and in which order: start, stop, status. Policy only: everything that touches a guest goes
 //! through the [`Toolstack`] trait.
 
+mod backends;
 mod check;
 mod directories;
 mod migrations;

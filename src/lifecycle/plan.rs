@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::order;
 use super::start::{Job, planned};
 use super::status::duration;
 use super::stop::{Chain, Stop, step_limit};
@@ -40,7 +41,7 @@ pub struct Plan {
 struct Level {
     /// The number that its guests' files give; null for the guests without one, which start last and stop first.
     order: Option<i32>,
-    /// Whether others get their disks or networks from its guests, which therefore stop last.
+    /// Whether others get their disks or networks from its guests, which therefore start first and stop last.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     driver_domains: bool,
     guests: Vec<Guest>,
@@ -86,14 +87,14 @@ impl Step {
 
 /// What start would do.
 pub fn plan_start(run: &Run<'_>) -> Result<Plan, Error> {
-    let jobs = planned(run)?;
-    let last = jobs.iter().map(Vec::len).sum::<usize>().saturating_sub(1);
+    let levels = planned(run)?;
+    let all = || levels.iter().flat_map(|level| &level.guests);
+    let last = all().count().saturating_sub(1);
     let memory = |job: &Job| {
-        let config = job.image.as_ref().map(|image| &image.config);
-        let config = config.or(job.config.as_ref().map(|config| &config.json));
+        let config = job.configuration();
         config.map_or(0, |config| config["b_info"]["target_memkb"].as_u64().unwrap_or_default())
     };
-    let memory_kib = jobs.iter().flatten().map(memory).sum();
+    let memory_kib = all().map(memory).sum();
     let mut number = 0;
     let mut guest = |job: &Job| {
         let usual = run.settings.create_usleep.value;
@@ -108,14 +109,14 @@ pub fn plan_start(run: &Run<'_>) -> Result<Plan, Error> {
         let step = Step { from, wait_seconds: wait, ..Step::new(action) };
         Guest { name: job.identity.name.clone(), id: None, steps: vec![step] }
     };
-    let mut level = |jobs: &Vec<Job>| Level {
-        order: jobs.first().and_then(Job::order),
-        driver_domains: false,
-        guests: jobs.iter().map(&mut guest).collect(),
+    let mut level = |level: &order::Level<Job>| Level {
+        order: level.key.order,
+        driver_domains: level.key.driver.is_some(),
+        guests: level.guests.iter().map(&mut guest).collect(),
     };
     Ok(Plan {
         command: "start",
-        levels: jobs.iter().map(&mut level).collect(),
+        levels: levels.iter().map(&mut level).collect(),
         memory_kib: Some(memory_kib),
         space_needed: None,
         space_available: None,
@@ -131,7 +132,6 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
     let selected = stop.select(all.clone());
     let selected: HashSet<_> = selected.iter().map(|guest| guest.domid).collect();
     let chosen = |guest: &Domain| selected.contains(&guest.domid);
-    let drivers = stop.driver_domains(&all);
     let saved = |guest: &&Domain| chosen(guest) && is_alive(guest) && saves(settings, &stop, guest);
     let space_needed = all.iter().filter(saved).map(|guest| guest.memory_kib.saturating_mul(1024)).sum();
     let space_available = match settings.save.value.as_deref().map(SaveDirectory::existing) {
@@ -140,17 +140,20 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
     };
     let mut levels = Vec::new();
     let mut longest = Some(0);
-    for guests in stop.stop_order(&all).into_iter().rev() {
-        let planned: Vec<_> = guests
+    for level in stop.stop_order(&all).into_iter().rev() {
+        let planned: Vec<_> = level
+            .guests
             .iter()
             .map(|guest| (*guest, steps(run, &stop, guest, chosen(guest))))
             .filter(|(_, steps)| !steps.is_empty())
             .collect();
-        let Some((first, _)) = planned.first() else { continue };
+        if planned.is_empty() {
+            continue;
+        }
         longest = longest.zip(level_time(settings, &planned)).map(|(sum, level)| sum + level);
         levels.push(Level {
-            order: stop.wish(first).order,
-            driver_domains: drivers.contains(&first.domid),
+            order: level.key.order,
+            driver_domains: level.key.driver.is_some(),
             guests: planned.into_iter().map(|(guest, steps)| of_domain(guest, steps)).collect(),
         });
     }
@@ -364,6 +367,23 @@ mod tests {
         let mut calls = bench.toolstack.calls();
         calls.retain(|call| !call.starts_with("unpause"));
         assert_eq!(calls, ["create dns", "restore web", "create zz"]);
+    }
+
+    #[test]
+    fn driver_domains_are_named_as_such() {
+        let bench = Bench::new();
+        bench.auto("a-web", "a-web");
+        bench.auto("store", "store");
+        bench.add_line("a-web", "disk = [ 'vdev=xvda,backend=store,target=/dev/vg/x' ]");
+        let plan = planned(&bench, plan_start);
+        let text = plan.text();
+        assert!(text.starts_with("1. driver domains\n   store  create"), "{text}");
+        assert!(text.contains("2. no order given\n   a-web  create"), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&plan.json()).expect("JSON");
+        assert_eq!(
+            (&json["levels"][0]["driver_domains"], &json["levels"][1]["driver_domains"]),
+            (&true.into(), &serde_json::Value::Null)
+        );
     }
 
     #[test]

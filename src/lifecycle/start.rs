@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
+use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unreadable_image_of};
 use super::migrations::elsewhere;
-use super::order::levels;
+use super::order::{Level, levels};
 use super::recovery::{begin_building, recover};
 use super::watching::Watching;
 use super::workers::{Places, all_at_once, in_order, lock};
@@ -60,7 +63,7 @@ pub fn mark(host: &Host, report: &Reporter) {
 
 /// What start would do, level by level, in each with images first. Nothing is touched; what start would complain about
 /// is said.
-pub(super) fn planned(run: &Run<'_>) -> Result<Vec<Vec<Job>>, Error> {
+pub(super) fn planned(run: &Run<'_>) -> Result<Vec<Level<Job>>, Error> {
     let start = Start::new(run, true);
     Ok(start.levels(&run.toolstack.domains()?, &[]))
 }
@@ -72,6 +75,8 @@ struct Start<'a> {
     dry: bool,
     /// Guests that nobody has begun to start.
     waiting: AtomicUsize,
+    /// Guests that the monitor was restarting when it was asked last.
+    restarting: Mutex<Vec<Identity>>,
     /// Guests of a level whose start has failed for a reason that may pass.
     again: Mutex<Vec<Job>>,
     /// Guests whose image could not be restored and is kept. They are not booted.
@@ -122,6 +127,17 @@ impl Job {
         if self.image.is_some() { Action::Restore } else { Action::Create }
     }
 
+    /// Its configuration, in libxl's JSON.
+    pub(super) fn configuration(&self) -> Option<&Value> {
+        let of_image = self.image.as_ref().map(|image| &image.config);
+        of_image.or(self.config.as_ref().map(|config| &config.json))
+    }
+
+    fn party(&self) -> Party<'_> {
+        let configuration = self.configuration().unwrap_or(&Value::Null);
+        Party { name: Some(&self.identity.name), domid: None, configuration }
+    }
+
     /// What must be there to start it.
     fn needs(&self) -> Vec<Need> {
         match (&self.image, &self.config) {
@@ -147,6 +163,7 @@ impl<'a> Start<'a> {
             watching: if dry { Watching::none(run) } else { Watching::begin(run) },
             dry,
             waiting: AtomicUsize::new(0),
+            restarting: Mutex::default(),
             again: Mutex::default(),
             kept: Mutex::default(),
             not_begun: Mutex::default(),
@@ -156,10 +173,11 @@ impl<'a> Start<'a> {
     fn all(&self) -> Result<(), Error> {
         let (before, restarting) = self.watching.look(recover(self.run)?)?;
         let levels = self.levels(&before, &restarting);
-        self.waiting.store(levels.iter().map(Vec::len).sum(), Ordering::Relaxed);
-        self.run.report.expect("started", levels.iter().flatten().map(|job| job.identity.name.clone()));
+        let jobs = || levels.iter().flat_map(|level| &level.guests);
+        self.waiting.store(jobs().count(), Ordering::Relaxed);
+        self.run.report.expect("started", jobs().map(|job| job.identity.name.clone()));
         for level in levels {
-            self.start_level(level, &before)?;
+            self.start_level(level.guests, &before)?;
         }
         let not_begun = std::mem::take(&mut *lock(&self.not_begun));
         if !not_begun.is_empty() {
@@ -170,12 +188,42 @@ impl<'a> Start<'a> {
     }
 
     /// What is to be started, in which order.
-    fn levels(&self, domains: &[Domain], restarting: &[Identity]) -> Vec<Vec<Job>> {
+    fn levels(&self, domains: &[Domain], restarting: &[Identity]) -> Vec<Level<Job>> {
         let mut jobs = self.jobs(domains);
         self.leave_elsewhere(&mut jobs, domains);
         self.leave_restarting(&mut jobs, restarting);
         jobs.retain(|job| job.image.is_some() || self.is_to_be_created(job, domains, domains));
-        levels(jobs, Job::order)
+        if self.dry {
+            self.leave_unserved(&mut jobs, domains);
+        }
+        let services = services(&jobs.iter().map(Job::party).collect::<Vec<_>>());
+        let mut sorted = Vec::new();
+        for (job, service) in jobs.into_iter().zip(services) {
+            let key = service.key(job.order());
+            if let Service::Circle(way) = service {
+                let reason = format!("its disks or networks come from a circle of guests: {}", way.join(", "));
+                self.run.report.failed(job.action(), &job.identity.name, Duration::ZERO, &reason);
+                continue;
+            }
+            sorted.push((job, key));
+        }
+        levels(sorted)
+    }
+
+    /// Takes out the guests of which a start would find that nobody serves them.
+    fn leave_unserved(&self, jobs: &mut Vec<Job>, domains: &[Domain]) {
+        let names: Vec<_> = jobs.iter().map(|job| job.identity.name.clone()).collect();
+        jobs.retain(|job| {
+            let backends = job.configuration().map(backends).unwrap_or_default();
+            let is_served = |backend: &Backend<'_>| {
+                backend.find(domains).is_some() || names.iter().any(|name| *backend == Backend::Name(name))
+            };
+            let unserved = backends.into_iter().find(|backend| !is_served(backend));
+            if let Some(backend) = unserved {
+                self.run.report.failed(job.action(), &job.identity.name, Duration::ZERO, &not_there(backend));
+            }
+            unserved.is_none()
+        });
     }
 
     /// Takes out the guests that were migrated away: they run on another host, or may.
@@ -203,6 +251,7 @@ impl<'a> Start<'a> {
             }
             !restarts
         });
+        restarting.clone_into(&mut lock(&self.restarting));
     }
 
     /// What is to be started, images before files.
@@ -502,6 +551,32 @@ impl<'a> Start<'a> {
             .map_err(|error| Failure { reason: reason(&error), may_pass: error.transient && !error.timed_out })
     }
 
+    /// Sees to it that the domains run that serve a guest. One that is on its way may be there a little later.
+    fn look_for_backends(&self, configuration: &Value) -> Result<(), Failure> {
+        let backends = backends(configuration);
+        if backends.is_empty() {
+            return Ok(());
+        }
+        let domains = self.run.toolstack.domains().map_err(|error| reason(&error))?;
+        for backend in backends {
+            let restarts = lock(&self.restarting).iter().any(|guest| Backend::Name(&guest.name) == backend);
+            let found = match backend {
+                // Also where it is just coming from another host.
+                Backend::Name(name) => Identity { name: name.to_owned(), uuid: None }.find(&domains),
+                Backend::Number(_) => backend.find(&domains),
+            };
+            let what = match found {
+                Some(domain) if domain.state == State::Running => continue,
+                Some(domain) => state_word(domain.state),
+                None if restarts => "being restarted",
+                None => return Err(not_there(backend).into()),
+            };
+            let reason = format!("{backend}, which serves its disks or networks, is {what}");
+            return Err(Failure { reason, may_pass: true });
+        }
+        Ok(())
+    }
+
     /// Whether everything is there that a guest needs.
     fn look_for(&self, needs: &[Need]) -> Result<(), String> {
         let missing: Vec<_> = needs::missing(needs).iter().map(|need| format!("{need} is not there")).collect();
@@ -532,6 +607,7 @@ impl<'a> Start<'a> {
     }
 
     fn try_to_restore(&self, mut image: Image, config: Option<&GuestConfig>) -> Result<(), Failure> {
+        self.look_for_backends(&image.config)?;
         self.look_for(&needs::needs_to_restore(&image.config))?;
         if let Verdict::Stale(why) | Verdict::DiskMissing(why) = image.verdict() {
             return Err(why.into());
@@ -651,6 +727,7 @@ impl<'a> Start<'a> {
     }
 
     fn try_to_create(&self, guest: &GuestConfig, unwanted: Option<Image>) -> Result<(), Failure> {
+        self.look_for_backends(&guest.json)?;
         self.look_for(&needs::needs(&guest.json))
             .map_err(|reason| format!("{}: {reason}", guest.path.display()))?;
         let mut guest = guest.clone();
@@ -668,10 +745,16 @@ impl<'a> Start<'a> {
     }
 }
 
+fn not_there(backend: Backend<'_>) -> String {
+    format!("{backend}, which serves its disks or networks, does not run, and start starts no such guest")
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::time::SystemTime;
+
+    use serde_json::json;
 
     use super::super::mock::{Bench, Fault, uuid_of};
     use super::*;
@@ -941,7 +1024,7 @@ mod tests {
             bench.run(|run| {
                 let levels = planned(run).expect("a plan");
                 assert_eq!(
-                    Start::new(run, true).creations_at_once(&levels[0]).get(),
+                    Start::new(run, true).creations_at_once(&levels[0].guests).get(),
                     expected,
                     "{settings}{wishes}"
                 );
@@ -973,6 +1056,108 @@ mod tests {
         assert_eq!(calls, ["create d", "restore c", "create b", "restore e", "restore stranger", "create a"]);
         // d asks for none, images have none of their own, b for its own, and a is the last.
         assert_eq!(bench.slept(), [Duration::from_secs(7)]);
+    }
+
+    const DISK_OF_STORE: &str = "disk = [ 'vdev=xvda,backend=store,target=/dev/vg/x' ]";
+
+    fn without_unpause(bench: &Bench) -> Vec<String> {
+        let mut calls = bench.toolstack.calls();
+        calls.retain(|call| !call.starts_with("unpause"));
+        calls
+    }
+
+    #[test]
+    fn driver_domains_start_before_those_they_serve_also_before_images_of_these() {
+        let bench = with_settings("XENDOMAINS_START_JOBS=1\nXENDOMAINS_CREATE_USLEEP=0\n");
+        for name in ["a-web", "net", "store", "z-idle"] {
+            bench.auto(name, name);
+        }
+        bench.add_line("a-web", "xendomains = [ 'order=-1' ]");
+        bench.add_line("a-web", "vif = [ 'backend=net' ]");
+        bench.add_line("net", DISK_OF_STORE);
+        bench.add_line("z-idle", "driver_domain = 1");
+        bench.image_with("db", json!({"disks": [{"vdev": "xvda", "backend_domname": "store"}]}));
+        bench.image("other");
+        let planned = bench.run(|run| {
+            let levels = planned(run).expect("a plan");
+            let shown = |level: &Level<Job>| {
+                let names: Vec<_> = level.guests.iter().map(|job| job.identity.name.clone()).collect();
+                format!("{}: {}", level.key.driver.is_some(), names.join(" "))
+            };
+            let shown: Vec<_> = levels.iter().map(shown).collect();
+            assert_eq!(shown, ["true: store z-idle", "true: net", "false: a-web", "false: db other"]);
+        });
+        assert_eq!(planned, Exit::Done, "{}", bench.err());
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        let expected =
+            ["create store", "create z-idle", "create net", "create a-web", "restore db", "restore other"];
+        assert_eq!(without_unpause(&bench), expected);
+    }
+
+    #[test]
+    fn a_backend_that_is_nowhere_or_in_a_circle_costs_only_its_clients() {
+        let bench = with_settings("XENDOMAINS_START_JOBS=1\nXENDOMAINS_CREATE_USLEEP=0\n");
+        for name in ["a", "b", "c", "other", "web"] {
+            bench.auto(name, name);
+        }
+        bench.add_line("a", "vif = [ 'backend=b' ]");
+        bench.add_line("b", "vif = [ 'backend=a' ]");
+        bench.add_line("c", "vif = [ 'backend=77' ]");
+        bench.add_line("web", DISK_OF_STORE);
+        bench.image_with("db", json!({"nics": [{"backend_domname": "store"}]}));
+        for plans in [true, false] {
+            let exit = bench.run(|run| {
+                if plans {
+                    planned(run).expect("a plan");
+                } else {
+                    start(run);
+                }
+            });
+            assert_eq!(exit, Exit::Failed);
+            let err = bench.err();
+            for said in [
+                "a: start FAILED (0.0 s): its disks or networks come from a circle of guests: a, b, a",
+                "b: start FAILED (0.0 s): its disks or networks come from a circle of guests: b, a, b",
+                "c: start FAILED (0.0 s): domain 77, which serves its disks or networks, does not run",
+                "db: restore FAILED (0.0 s): store, which serves its disks or networks, does not run",
+                "web: start FAILED (0.0 s): store, which serves its disks or networks, does not run",
+            ] {
+                assert_eq!(err.matches(said).count(), if plans { 1 } else { 2 }, "{said}: {err}");
+            }
+        }
+        assert_eq!(bench.toolstack.left(), ["other Running"]);
+        assert_eq!(bench.saved(), ["db"]);
+        assert_eq!(bench.slept(), [], "what can't pass is not waited for");
+    }
+
+    #[test]
+    fn a_backend_that_is_on_its_way_is_waited_for() {
+        for state in [State::Paused, State::Shutdown(ShutdownReason::Reboot)] {
+            let bench = with_settings("XENDOMAINS_CREATE_USLEEP=0\n");
+            bench.auto("web", "web");
+            bench.add_line("web", DISK_OF_STORE);
+            bench.image_with("db", json!({"nics": [{"backend_domname": "store"}]}));
+            let store = bench.toolstack.domain("store", state);
+            let comes = |_: Duration| bench.toolstack.change(store, |domain| domain.state = State::Running);
+            let exit = bench.run(|run| start(&Run { sleep: &comes, ..*run }));
+            assert_eq!(exit, Exit::Done, "{}", bench.err());
+            assert_eq!(bench.toolstack.left(), ["db Running", "store Running", "web Running"]);
+            let said = format!("web: store, which serves its disks or networks, is {}", state_word(state));
+            assert!(bench.err().contains(&said), "{}", bench.err());
+        }
+    }
+
+    #[test]
+    fn a_driver_domain_that_does_not_start_costs_only_those_it_serves() {
+        let bench = with_settings("XENDOMAINS_CREATE_USLEEP=0\n");
+        for name in ["other", "store", "web"] {
+            bench.auto(name, name);
+        }
+        bench.add_line("web", DISK_OF_STORE);
+        bench.toolstack.fault("create store", Fault::Fails);
+        assert_eq!(bench.start(), Exit::Failed);
+        assert_eq!(bench.toolstack.left(), ["other Running"]);
+        assert!(bench.err().contains("web: start FAILED (0.0 s): store, which serves"), "{}", bench.err());
     }
 
     #[test]

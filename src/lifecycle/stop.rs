@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::backends::{Party, Service, services};
 use super::directories::{auto_guests, images, tell_aside};
 use super::migrations::records;
-use super::order::levels;
+use super::order::{Level, levels};
 use super::recovery::recover;
 use super::watching;
 use super::workers::{Place, Places, all_at_once, lock};
@@ -332,32 +333,30 @@ impl<'a> Stop<'a> {
             }
             let later = later + u32::try_from(levels.len()).unwrap_or(u32::MAX);
             let deadline = self.deadline.map(|deadline| share(deadline, later));
-            all_at_once(level, |guest| {
+            all_at_once(level.guests, |guest| {
                 self.stop_guest(&Task { guest, wish: self.wish(guest), deadline }, ways);
             });
         }
     }
 
     /// The levels in which guests stop, the first of them last: driver domains, then the others in their order.
-    pub(super) fn stop_order<'g>(&self, guests: &'g [Domain]) -> Vec<Vec<&'g Domain>> {
-        let drivers = self.driver_domains(guests);
-        let (drivers, others): (Vec<_>, Vec<_>) = guests.iter().partition(|guest| drivers.contains(&guest.domid));
-        let order = |guest: &&Domain| self.wish(guest).order;
-        let mut all = levels(drivers, order);
-        all.extend(levels(others, order));
-        all
+    pub(super) fn stop_order<'g>(&self, guests: &'g [Domain]) -> Vec<Level<&'g Domain>> {
+        let configurations = self.configurations(guests);
+        let party = |(guest, configuration): (&'g Domain, _)| Party {
+            name: guest.name.as_deref(),
+            domid: Some(guest.domid),
+            configuration,
+        };
+        let services = services(&guests.iter().zip(&configurations).map(party).collect::<Vec<_>>());
+        let key = |guest, service: Service| (guest, service.key(self.wish(guest).order));
+        levels(guests.iter().zip(services).map(|(guest, service)| key(guest, service)))
     }
 
-    /// The guests that others get their disks or networks from.
-    pub(super) fn driver_domains(&self, guests: &[Domain]) -> HashSet<Domid> {
-        if guests.len() < 2 {
-            return HashSet::new();
-        }
+    /// The guests' configurations. Whoever made a domain without libxl has none for it; nothing is known of it then.
+    fn configurations(&self, guests: &[Domain]) -> Vec<Value> {
         let toolstack = self.run.toolstack;
         let mut configurations = vec![Value::Null; guests.len()];
         let places = guests.iter().zip(&mut configurations);
-        // No guest is told before all configurations are there. Whoever made a domain without libxl has no configuration
-        // for it; it is then no driver domain that we know of.
         match toolstack.monitoring() {
             // libxl's file of it: to look up a domain's devices takes libxl a while.
             Some(monitoring) => places.for_each(|(guest, configuration)| {
@@ -369,14 +368,7 @@ impl<'a> Stop<'a> {
                 *configuration = toolstack.configuration(guest.domid).unwrap_or_default();
             }),
         }
-        let (domids, names): (HashSet<_>, HashSet<_>) = configurations.iter().flat_map(backends).unzip();
-        let is_driver = |guest: &Domain, own: &Value| {
-            own["c_info"]["driver_domain"] == "True"
-                || domids.contains(&Some(u64::from(guest.domid)))
-                || guest.name.as_deref().is_some_and(|name| names.contains(&Some(name)))
-        };
-        let drivers = guests.iter().zip(&configurations).filter(|(guest, own)| is_driver(guest, own));
-        drivers.map(|(guest, _)| guest.domid).collect()
+        configurations
     }
 
     /// The whole chain for one guest.
@@ -657,7 +649,7 @@ impl<'a> Stop<'a> {
         while let Some(level) = levels.pop() {
             let later = u32::try_from(levels.len()).unwrap_or(u32::MAX);
             let deadline = self.deadline.map(|deadline| share(deadline, later));
-            all_at_once(level, |guest| {
+            all_at_once(level.guests, |guest| {
                 if !self.is_told_to_end() {
                     self.wake(guest);
                     self.shut_down(&Task { guest, wish: self.wish(guest), deadline }, options);
@@ -741,13 +733,6 @@ fn read_auto(run: &Run<'_>) -> Vec<GuestConfig> {
         _ => {}
     }
     found.guests
-}
-
-/// The number and the name of each domain in which a device of this configuration has its other end, as far as it has them.
-fn backends(configuration: &Value) -> impl Iterator<Item = (Option<u64>, Option<&str>)> {
-    let lists = configuration.as_object().into_iter().flat_map(|fields| fields.values());
-    let devices = lists.filter_map(Value::as_array).flatten();
-    devices.map(|device| (device["backend_domid"].as_u64(), device["backend_domname"].as_str()))
 }
 
 /// The end of a step after which `later` others need time too: it leaves a minute to each of them, or the same as it has
@@ -1070,6 +1055,18 @@ mod tests {
         calls[4..].sort();
         let expected = ["other", "web", "db", "dns", "net", "storage"].map(|name| format!("shutdown {name}"));
         assert_eq!(calls, expected);
+    }
+
+    #[test]
+    fn a_driver_domain_stops_before_the_one_that_serves_it() {
+        let bench = with_settings("XENDOMAINS_SAVE=\n");
+        running(&bench, &["store", "net", "web"]);
+        bench.toolstack.configure("net", json!({ "disks": [ { "backend_domname": "store" } ] }));
+        bench.toolstack.configure("web", json!({ "nics": [ { "backend_domid": 2 } ] }));
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        let mut calls = bench.toolstack.calls();
+        calls.retain(|call| call.starts_with("shutdown"));
+        assert_eq!(calls, ["web", "net", "store"].map(|name| format!("shutdown {name}")));
     }
 
     #[test]

@@ -89,21 +89,27 @@ pub enum ScanError {
     },
 }
 
+/// The ends of names of files that editors (the first ones), dpkg and rpm leave behind.
+const LEFTOVERS: [&str; 14] = [
+    "~",
+    ".bak",
+    ".orig",
+    ".swp",
+    ".dpkg-old",
+    ".dpkg-new",
+    ".dpkg-tmp",
+    ".dpkg-dist",
+    ".dpkg-bak",
+    ".dpkg-backup",
+    ".dpkg-remove",
+    ".rpmsave",
+    ".rpmnew",
+    ".rpmorig",
+];
+
 /// If this is the name of a file that an editor or a package manager leaves behind: what gives it away.
 pub(crate) fn leftover(name: &OsStr) -> Option<&'static str> {
-    let name = name.as_bytes();
-    if name.ends_with(b"~") {
-        return Some("~");
-    }
-    let dot = name.iter().rposition(|&b| b == b'.')?;
-    match &name[dot..] {
-        b".bak" => Some(".bak"),
-        b".orig" => Some(".orig"),
-        b".swp" => Some(".swp"),
-        suffix if suffix.starts_with(b".dpkg-") => Some(".dpkg-*"),
-        suffix if suffix.starts_with(b".rpm") => Some(".rpm*"),
-        _ => None,
-    }
+    LEFTOVERS.into_iter().find(|end| name.as_bytes().ends_with(end.as_bytes()))
 }
 
 /// Reads all files of the directory.
@@ -231,10 +237,10 @@ mod tests {
             ("loop", "loop"),
             ("nameless", "name: the guest's name is not given"),
             ("web.bak", "a left-over file (.bak)"),
-            ("web.dpkg-dist", "a left-over file (.dpkg-*)"),
-            ("web.dpkg-old", "a left-over file (.dpkg-*)"),
+            ("web.dpkg-dist", "a left-over file (.dpkg-dist)"),
+            ("web.dpkg-old", "a left-over file (.dpkg-old)"),
             ("web.orig", "a left-over file (.orig)"),
-            ("web.rpmsave", "a left-over file (.rpm*)"),
+            ("web.rpmsave", "a left-over file (.rpmsave)"),
             ("web.swp", "a left-over file (.swp)"),
             ("web~", "a left-over file (~)"),
             ("zz-copy", "the guest's name, web, is that of"),
@@ -243,6 +249,18 @@ mod tests {
         for (line, (name, word)) in skipped.iter().zip(expected) {
             assert!(line.starts_with(&format!("{name}: ")) && line.contains(word), "{line} <> {name}: {word}");
         }
+    }
+
+    #[test]
+    fn what_only_looks_like_a_left_over_file_is_a_guest_s() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = ["ci.rpm", "ci.rpmbuild", "deb.dpkg", "deb.dpkg-test", "old.bak.cfg", "rpmsave", "x.rpmsave2"];
+        for name in names {
+            fs::write(directory.path().join(name), guest(name, "")).unwrap();
+        }
+        let (guests, skipped) = shown(directory.path());
+        assert_eq!(guests, names);
+        assert_eq!(skipped, [""; 0]);
     }
 
     #[test]

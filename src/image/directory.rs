@@ -281,7 +281,7 @@ mod tests {
             "lost+found: the lost+found of a file system: false",
             "web: guest web",
             "web.bak: a left-over file (.bak): false",
-            "web.dpkg-old: a left-over file (.dpkg-*): false",
+            "web.dpkg-old: a left-over file (.dpkg-old): false",
             "web~: a left-over file (~): false",
             "xend: the header is damaged: 774778414 bytes of configuration: true",
         ];

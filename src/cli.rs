@@ -40,6 +40,9 @@ pub enum Command {
     Start(Output),
     /// Migrate the guests that run, save them, or shut them down.
     ///
+    /// Guests with PCI devices of the host or with virtual NUMA nodes, and all guests on Arm, can't be saved or migrated.
+    /// They are shut down at once.
+    ///
     /// A guest of which it can't be known whether it runs on the host that it was migrated to stays suspended here and is
     /// not touched any more. start, stop and status say so, and how to decide, until somebody has decided.
     Stop(Output),

@@ -3,6 +3,8 @@
 use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{auto_guests, images};
 use super::status::{age, duration, fate};
+use super::stop::Chain;
+use super::unsavable::obstacle;
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::image::{Image, Verdict};
 use crate::needs;
@@ -16,6 +18,11 @@ pub fn check(settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Re
     found.guests.iter().for_each(|guest| check_guest(guest, on_host, report));
     found.messages.tell(report);
     let guests = found.guests;
+    for guest in &guests {
+        if let Some(obstacle) = Chain::new(settings, &guest.per_guest, obstacle(&guest.json)).obstacle {
+            report.note(&format!("{}: stop neither migrates nor saves it: {obstacle}", guest.path.display()));
+        }
+    }
 
     check_migrate(settings, xen_host, report);
 
@@ -186,6 +193,19 @@ mod tests {
         assert_eq!(bench.stop(), Exit::Failed);
         assert_eq!(bench.toolstack.calls(), [""; 0], "nothing is touched");
         assert!(bench.err().contains("settings:3: XENDOMAINS_MIGRATE: -C: "), "{}", bench.err());
+    }
+
+    #[test]
+    fn who_can_not_be_saved_is_said() {
+        for (settings, said) in [("", true), ("XENDOMAINS_SAVE=\n", false)] {
+            let mut bench = Bench::new();
+            bench.settings.push_str(settings);
+            bench.auto("web", "web");
+            bench.add_line("web", "pci = [ '01:00.0' ]");
+            assert_eq!(checked(&bench, false), Exit::Done, "{}", bench.err());
+            let out = bench.out();
+            assert_eq!(out.contains("auto/web: stop neither migrates nor saves it: it has PCI"), said, "{out}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod recovery;
 mod start;
 mod status;
 mod stop;
+mod unsavable;
 mod unsupported;
 mod watchers;
 mod watching;

@@ -9,8 +9,9 @@ use serde::Serialize;
 use super::order;
 use super::start::{Job, planned};
 use super::status::duration;
-use super::stop::{Chain, Stop, step_limit};
+use super::stop::{self, Chain, Stop, step_limit};
 use super::{Run, is_alive, is_finished, name};
+use crate::guest_config::PerGuest;
 use crate::image::SaveDirectory;
 use crate::report::one_line;
 use crate::settings::ShutdownOptions;
@@ -55,6 +56,9 @@ struct Guest {
     id: Option<u32>,
     /// What is tried one after the other, until something succeeds.
     steps: Vec<Step>,
+    /// Why it is neither migrated nor saved, although one of both is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_saved: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,7 +111,7 @@ pub fn plan_start(run: &Run<'_>) -> Result<Plan, Error> {
         number += 1;
         let from = from.map(|path| path.to_string_lossy().into_owned());
         let step = Step { from, wait_seconds: wait, ..Step::new(action) };
-        Guest { name: job.identity.name.clone(), id: None, steps: vec![step] }
+        Guest { name: job.identity.name.clone(), id: None, steps: vec![step], not_saved: None }
     };
     let mut level = |level: &order::Level<Job>| Level {
         order: level.key.order,
@@ -132,30 +136,31 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
     let selected = stop.select(all.clone());
     let selected: HashSet<_> = selected.iter().map(|guest| guest.domid).collect();
     let chosen = |guest: &Domain| selected.contains(&guest.domid);
-    let saved = |guest: &&Domain| chosen(guest) && is_alive(guest) && saves(settings, &stop, guest);
-    let space_needed = all.iter().filter(saved).map(|guest| guest.memory_kib.saturating_mul(1024)).sum();
+    let order = stop.stop_order(&all);
+    let saves = |guest: &&stop::Guest<'_>| {
+        let chain = Chain::new(settings, &stop.wish(guest.domain), guest.obstacle);
+        chosen(guest.domain) && is_alive(guest.domain) && chain.save && !chain.at_once
+    };
+    let to_save = order.iter().flat_map(|level| &level.guests).filter(saves);
+    let space_needed = to_save.map(|guest| guest.domain.memory_kib.saturating_mul(1024)).sum();
     let space_available = match settings.save.value.as_deref().map(SaveDirectory::existing) {
         Some(Ok(Some(directory))) => directory.room().ok(),
         _ => None,
     };
     let mut levels = Vec::new();
     let mut longest = Some(0);
-    for level in stop.stop_order(&all).into_iter().rev() {
+    for level in order.into_iter().rev() {
         let planned: Vec<_> = level
             .guests
             .iter()
-            .map(|guest| (*guest, steps(run, &stop, guest, chosen(guest))))
-            .filter(|(_, steps)| !steps.is_empty())
+            .map(|guest| of_domain(run, &stop, guest, chosen(guest.domain)))
+            .filter(|guest| !guest.steps.is_empty())
             .collect();
         if planned.is_empty() {
             continue;
         }
         longest = longest.zip(level_time(settings, &planned)).map(|(sum, level)| sum + level);
-        levels.push(Level {
-            order: level.key.order,
-            driver_domains: level.key.driver.is_some(),
-            guests: planned.into_iter().map(|(guest, steps)| of_domain(guest, steps)).collect(),
-        });
+        levels.push(Level { order: level.key.order, driver_domains: level.key.driver.is_some(), guests: planned });
     }
     let total = settings.stop_timeout.value.map(|limit| limit.as_secs());
     Ok(Plan {
@@ -168,21 +173,20 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
     })
 }
 
-fn saves(settings: &crate::settings::Settings, stop: &Stop<'_>, guest: &Domain) -> bool {
-    let chain = Chain::new(settings, &stop.wish(guest));
-    chain.save && !chain.at_once
+/// One that is not selected is only met by SHUTDOWN_ALL.
+fn of_domain(run: &Run<'_>, stop: &Stop<'_>, guest: &stop::Guest<'_>, selected: bool) -> Guest {
+    let stop::Guest { domain, obstacle } = *guest;
+    let wish = stop.wish(domain);
+    let chain = Chain::new(run.settings, &wish, obstacle);
+    let not_saved = chain.obstacle.filter(|_| selected && is_alive(domain) && !chain.at_once);
+    let steps = steps(run, &wish, &chain, domain, selected);
+    Guest { name: name(domain).to_owned(), id: Some(domain.domid), steps, not_saved }
 }
 
-fn of_domain(guest: &Domain, steps: Vec<Step>) -> Guest {
-    Guest { name: name(guest).to_owned(), id: Some(guest.domid), steps }
-}
-
-/// What is tried with a guest. One that is not selected is only met by SHUTDOWN_ALL.
-fn steps(run: &Run<'_>, stop: &Stop<'_>, guest: &Domain, selected: bool) -> Vec<Step> {
+/// What is tried with a guest.
+fn steps(run: &Run<'_>, wish: &PerGuest, chain: &Chain, guest: &Domain, selected: bool) -> Vec<Step> {
     let settings = run.settings;
-    let wish = stop.wish(guest);
-    let chain = Chain::new(settings, &wish);
-    let limit = step_limit(settings, &wish);
+    let limit = step_limit(settings, wish);
     let shutdown = |options: ShutdownOptions| match options.wait {
         true => Step::within("shutdown", limit),
         false => Step::new("ask to shut down"),
@@ -217,10 +221,10 @@ fn steps(run: &Run<'_>, stop: &Stop<'_>, guest: &Domain, selected: bool) -> Vec<
 
 /// The longest that a level can take, seconds: its guests are side by side, but only so many are migrated or saved at
 /// once.
-fn level_time(settings: &crate::settings::Settings, guests: &[(&Domain, Vec<Step>)]) -> Option<u64> {
+fn level_time(settings: &crate::settings::Settings, guests: &[Guest]) -> Option<u64> {
     let (mut moves, mut saves) = (Vec::new(), Vec::new());
     let mut rest = 0;
-    for step in guests.iter().flat_map(|(_, steps)| steps) {
+    for step in guests.iter().flat_map(|guest| &guest.steps) {
         match (step.action, step.limit_seconds) {
             ("migrate", limit) => moves.push(limit?),
             ("save", limit) => saves.push(limit?),
@@ -233,8 +237,7 @@ fn level_time(settings: &crate::settings::Settings, guests: &[(&Domain, Vec<Step
         limits.rchunks(jobs).filter_map(|turn| turn.last()).sum()
     };
     let turns = turns(moves, settings.migrate_jobs.value.get()) + turns(saves, settings.save_jobs.value.get());
-    let shutdowns =
-        |(_, steps): &(&Domain, Vec<Step>)| steps.iter().filter(|step| step.action == "shutdown").count();
+    let shutdowns = |guest: &Guest| guest.steps.iter().filter(|step| step.action == "shutdown").count();
     let chain = guests.iter().map(shutdowns).max().unwrap_or_default();
     Some(turns + rest * u64::try_from(chain).unwrap_or(u64::MAX))
 }
@@ -268,6 +271,9 @@ impl Plan {
                         Some(_) => ", else ",
                     };
                     let _ = write!(text, "{link}{}", step.text());
+                }
+                if let Some(obstacle) = guest.not_saved {
+                    let _ = write!(text, " (neither migrated nor saved: {obstacle})");
                 }
                 text.push('\n');
             }
@@ -414,6 +420,24 @@ mod tests {
         );
         assert_eq!(plan.text(), expected);
         assert_eq!(bench.toolstack.calls(), [""; 0]);
+    }
+
+    #[test]
+    fn stop_says_who_can_not_be_saved_and_why() {
+        let bench = Bench::new();
+        bench.toolstack.domain("web", State::Running);
+        bench.toolstack.domain("pci", State::Running);
+        bench.toolstack.configure("pci", serde_json::json!({ "pcidevs": [ { "bus": 1 } ] }));
+        let plan = planned(&bench, plan_stop);
+        let text = plan.text();
+        let steps = "shutdown (at most 300 s), else shutdown (at most 300 s)";
+        let said = format!("pci  {steps} (neither migrated nor saved: it has PCI devices of this host)\n");
+        assert!(text.contains(&said) && text.contains("web  save"), "{text}");
+        assert!(text.contains("room for images: 1 MiB"), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&plan.json()).expect("JSON");
+        let guests = &json["levels"][0]["guests"];
+        assert_eq!(guests[0].get("not_saved"), None);
+        assert_eq!(guests[1]["not_saved"], "it has PCI devices of this host");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::directories::{auto_guests, images, tell_aside};
 use super::migrations::records;
 use super::order::{Level, levels};
 use super::recovery::recover;
+use super::unsavable::obstacle;
 use super::watching;
 use super::workers::{Place, Places, all_at_once, lock};
 use super::{Identity, Run, is_alive, is_finished, name, reason};
@@ -83,6 +84,8 @@ pub(super) struct Chain {
     pub(super) migrate: bool,
     /// Save it.
     pub(super) save: bool,
+    /// Why it is neither migrated nor saved, although one of both is asked for.
+    pub(super) obstacle: Option<&'static str>,
     /// Shut it down.
     pub(super) shutdown: Option<ShutdownOptions>,
     /// Destroy it if it is there even in the end.
@@ -90,15 +93,18 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// By the settings and by what the guest's file asks for.
-    pub(super) fn new(settings: &Settings, wish: &PerGuest) -> Chain {
+    /// By the settings, by what the guest's file asks for, and by what stands against saving it.
+    pub(super) fn new(settings: &Settings, wish: &PerGuest, obstacle: Option<&'static str>) -> Chain {
         let shut_down = wish.stop == Some(StopAction::Shutdown);
         let stays = shut_down || wish.stop == Some(StopAction::Save);
         let shutdown = settings.shutdown.value.filter(|_| !shut_down);
+        let migrate = settings.migrate.value.is_some() && !stays;
+        let save = settings.save.value.is_some() && !shut_down;
         Chain {
             at_once: wish.stop == Some(StopAction::Destroy),
-            migrate: settings.migrate.value.is_some() && !stays,
-            save: settings.save.value.is_some() && !shut_down,
+            migrate: migrate && obstacle.is_none(),
+            save: save && obstacle.is_none(),
+            obstacle: obstacle.filter(|_| migrate || save),
             shutdown: shutdown.or_else(|| shut_down.then_some(ShutdownOptions { wait: true })),
             destroy: wish.destroy.unwrap_or(settings.destroy.value),
         }
@@ -121,9 +127,19 @@ struct Ways<'a> {
     directory: Option<SaveDirectory>,
 }
 
+/// A guest in the order of the stop.
+#[derive(Clone, Copy)]
+pub(super) struct Guest<'a> {
+    pub(super) domain: &'a Domain,
+    /// Why it can't be saved.
+    pub(super) obstacle: Option<&'static str>,
+}
+
 /// One guest on its way down.
 struct Task<'a> {
     guest: &'a Domain,
+    /// Why it can't be saved.
+    obstacle: Option<&'static str>,
     /// What its file asks for.
     wish: PerGuest,
     /// The end of the time for this step of the stop.
@@ -334,13 +350,13 @@ impl<'a> Stop<'a> {
             let later = later + u32::try_from(levels.len()).unwrap_or(u32::MAX);
             let deadline = self.deadline.map(|deadline| share(deadline, later));
             all_at_once(level.guests, |guest| {
-                self.stop_guest(&Task { guest, wish: self.wish(guest), deadline }, ways);
+                self.stop_guest(&self.task(guest, deadline), ways);
             });
         }
     }
 
     /// The levels in which guests stop, the first of them last: driver domains, then the others in their order.
-    pub(super) fn stop_order<'g>(&self, guests: &'g [Domain]) -> Vec<Level<&'g Domain>> {
+    pub(super) fn stop_order<'g>(&self, guests: &'g [Domain]) -> Vec<Level<Guest<'g>>> {
         let configurations = self.configurations(guests);
         let party = |(guest, configuration): (&'g Domain, _)| Party {
             name: guest.name.as_deref(),
@@ -348,8 +364,16 @@ impl<'a> Stop<'a> {
             configuration,
         };
         let services = services(&guests.iter().zip(&configurations).map(party).collect::<Vec<_>>());
-        let key = |guest, service: Service| (guest, service.key(self.wish(guest).order));
-        levels(guests.iter().zip(services).map(|(guest, service)| key(guest, service)))
+        let placed = |((domain, configuration), service): ((&'g Domain, &Value), Service)| {
+            let guest = Guest { domain, obstacle: obstacle(configuration) };
+            (guest, service.key(self.wish(domain).order))
+        };
+        levels(guests.iter().zip(&configurations).zip(services).map(placed))
+    }
+
+    fn task<'g>(&self, guest: Guest<'g>, deadline: Option<Instant>) -> Task<'g> {
+        let Guest { domain, obstacle } = guest;
+        Task { guest: domain, obstacle, wish: self.wish(domain), deadline }
     }
 
     /// The guests' configurations. Whoever made a domain without libxl has none for it; nothing is known of it then.
@@ -377,7 +401,7 @@ impl<'a> Stop<'a> {
         if is_finished(guest) {
             return self.clean_up(guest);
         }
-        let chain = Chain::new(self.run.settings, &task.wish);
+        let chain = Chain::new(self.run.settings, &task.wish, task.obstacle);
         if chain.at_once {
             return self.destroy(guest);
         }
@@ -385,7 +409,10 @@ impl<'a> Stop<'a> {
         if !is_alive(&guest) || self.is_told_to_end() {
             return; // Suspended: it can't answer. The end of the stop reports it.
         }
-        let task = Task { guest: &guest, wish: task.wish.clone(), deadline: task.deadline };
+        let task = Task { guest: &guest, wish: task.wish.clone(), ..*task };
+        if let Some(obstacle) = chain.obstacle {
+            self.run.report.note(&format!("{}: neither migrated nor saved: {obstacle}", name(&guest)));
+        }
         let migration = ways.migration.as_ref().filter(|_| chain.migrate);
         let (directory, shutdown) = (ways.directory.as_ref().filter(|_| chain.save), chain.shutdown);
         if migration.is_some() || directory.is_some() || shutdown.is_some() {
@@ -651,8 +678,8 @@ impl<'a> Stop<'a> {
             let deadline = self.deadline.map(|deadline| share(deadline, later));
             all_at_once(level.guests, |guest| {
                 if !self.is_told_to_end() {
-                    self.wake(guest);
-                    self.shut_down(&Task { guest, wish: self.wish(guest), deadline }, options);
+                    self.wake(guest.domain);
+                    self.shut_down(&self.task(guest, deadline), options);
                 }
             });
         }
@@ -668,7 +695,7 @@ impl<'a> Stop<'a> {
         let everything = self.is_about_all();
         let guests = self.guests()?;
         all_at_once(guests.iter().collect(), |guest: &Domain| {
-            let destroy = Chain::new(settings, &self.wish(guest)).destroy;
+            let destroy = Chain::new(settings, &self.wish(guest), None).destroy;
             if !everything && !selected.contains(&guest.uuid) {
                 self.run.report.note(&format!("{}: left running, it is not of AUTO", name(guest)));
             } else if is_finished(guest) {
@@ -1028,6 +1055,38 @@ mod tests {
             let quick = bench.toolstack.limit("save quick").expect("limited").as_secs_f64().ceil() as u64;
             assert_eq!(quick, 9, "{settings}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_cant_be_saved_is_shut_down_at_once_and_that_is_no_failure() {
+        for (settings, migrates) in [("", false), ("XENDOMAINS_MIGRATE=far\n", true)] {
+            let bench = with_settings(settings);
+            running(&bench, &["pci", "numa"]);
+            bench.toolstack.configure("pci", json!({ "pcidevs": [ { "bus": 1 } ] }));
+            bench.toolstack.configure("numa", json!({ "b_info": { "vnuma_nodes": [ { "memkb": 1024 } ] } }));
+            assert_eq!(bench.stop(), Exit::Done, "{migrates}: {}", bench.err());
+            for name in ["pci", "numa"] {
+                let calls = bench.toolstack.calls_of(name);
+                assert_eq!(calls, [format!("shutdown {name}"), format!("destroy {name}")]);
+            }
+            assert_eq!(bench.saved(), [""; 0]);
+            assert!(
+                bench.out().contains("pci: neither migrated nor saved: it has PCI devices"),
+                "{}",
+                bench.out()
+            );
+        }
+        // Where it is not to be saved, that is no news; and where it is not to be shut down, it is left, which is told.
+        let bench = with_settings("XENDOMAINS_SAVE=\n");
+        running(&bench, &["pci"]);
+        bench.toolstack.configure("pci", json!({ "pcidevs": [ { "bus": 1 } ] }));
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        assert!(!bench.out().contains("neither"), "{}", bench.out());
+        let bench = with_settings("XENDOMAINS_SHUTDOWN=\nXENDOMAINS_SHUTDOWN_ALL=\n");
+        running(&bench, &["pci"]);
+        bench.toolstack.configure("pci", json!({ "pcidevs": [ { "bus": 1 } ] }));
+        assert_eq!(bench.stop(), Exit::Failed);
+        assert_eq!(bench.toolstack.left(), ["pci Running"]);
     }
 
     /// Puts a guest into AUTO that asks for something of its own.

@@ -197,6 +197,8 @@ scenarios! {
     a_deaf_guest_takes_its_limit_and_the_others_do_not_wait_for_it;
     a_request_that_went_unanswered_is_repeated: not over xm, "xm does not say whether a guest has heard it";
     a_guest_without_pv_drivers_gets_the_power_button: not over xm, "what such a guest gets is xend's business";
+    a_guest_whose_device_model_is_dead_is_not_suspended:
+        not over xl and xm, "a command asks for the configuration when it saves, out of sight";
     a_broken_restore_keeps_the_image_and_starts_nothing_over_it;
     a_slow_restore_is_not_given_up_and_one_that_stands_still_is:
         not over xl and xm, "how far a command is can't be seen, so it has no limit";
@@ -339,6 +341,21 @@ fn a_guest_without_pv_drivers_gets_the_power_button() {
     let stop = dom0.run("stop");
     assert_eq!((stop.code, dom0.guests()), (0, vec![]), "{}", stop.said);
     assert!(dom0.called("libxl_send_trigger", "win"));
+}
+
+/// It could not be resumed after a failed save, and would stay suspended for ever. libxl asks the device model of an HVM
+/// guest for its processors when it is asked for the guest's configuration.
+fn a_guest_whose_device_model_is_dead_is_not_suspended() {
+    let dom0 = Dom0::new(json!([{"name": "win", "type": "hvm"}]), "");
+    let said = "Domain 1:Failed to connect to QMP socket /var/run/xen/qmp-libxl-1";
+    dom0.control.script(json!({"call": "libxl_retrieve_domain_configuration", "domain": "win", "error": -3,
+                               "log": [{"level": 8, "text": said}]}));
+    let stop = dom0.run("stop");
+    assert_eq!((stop.code, dom0.guests()), (1, vec![]), "{}", stop.said);
+    assert!(stop.said.contains("win: save FAILED") && stop.said.contains(said), "{}", stop.said);
+    assert!(!dom0.called("libxl_domain_suspend", "win"));
+    assert!(dom0.called("libxl_domain_shutdown", "win"));
+    dom0.expect_sound();
 }
 
 fn a_broken_restore_keeps_the_image_and_starts_nothing_over_it() {

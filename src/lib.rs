@@ -36,8 +36,14 @@ use monitor::Watcher;
 use report::{Exit, Reporter};
 use settings::{Settings, ToolstackChoice};
 use toolstack::Toolstack;
+use toolstack::choose::may_come;
 
 const NO_TOOLSTACK: &str = "no usable toolstack";
+
+/// How often a start tries to reach Xen while the host boots, and how long it waits each time. Nobody tells when xenstored
+/// is there: it may be a process of dom0 or a domain of its own.
+const XEN_TRIES: u32 = 60;
+const XEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Opens the toolstack that was chosen, for a host with this xl.conf; the last argument is whether its own log is wanted.
 pub type OpenToolstack<'a> =
@@ -136,7 +142,8 @@ impl Program<'_> {
         };
         let xl_conf = self.xl_conf(starts)?;
         let _lock = self.lock(purposes).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
-        let toolstack = self.toolstack(cli, &settings, &xl_conf, Exit::NoToolstack)?;
+        let tries = if starts { XEN_TRIES } else { 1 };
+        let toolstack = self.toolstack_within(tries, cli, &settings, &xl_conf, Exit::NoToolstack)?;
         if let Some(differences) = toolstack.differences() {
             self.report
                 .note(&format!("with {} some things are done otherwise: {differences}", toolstack.describe()));
@@ -363,9 +370,34 @@ impl Program<'_> {
         xl_conf: &XlConf,
         exit: Exit,
     ) -> Result<Box<dyn Toolstack>, Exit> {
+        self.toolstack_within(1, cli, settings, xl_conf, exit)
+    }
+
+    /// The same, tried so many times while xenstored is yet to come.
+    fn toolstack_within(
+        &self,
+        tries: u32,
+        cli: &Cli,
+        settings: &Settings,
+        xl_conf: &XlConf,
+        exit: Exit,
+    ) -> Result<Box<dyn Toolstack>, Exit> {
         let choice = cli.toolstack.map_or(settings.toolstack.value, Into::into);
-        let toolstack = (self.open)(choice, xl_conf, cli.verbose)
-            .map_err(|error| self.refuse(&format!("{NO_TOOLSTACK}: {error}"), exit))?;
+        let open = || (self.open)(choice, xl_conf, cli.verbose);
+        let mut opened = open();
+        for tried in 1..tries {
+            let Some(error) = opened.as_ref().err().filter(|error| may_come(&***error)) else { break };
+            if self.interrupt.is_asked() {
+                break;
+            }
+            if tried == 1 {
+                let longest = (XEN_PAUSE * tries).as_secs();
+                self.report.warn(&format!("{error}: waiting for xenstored, at most {longest} s"));
+            }
+            (self.sleep)(XEN_PAUSE);
+            opened = open();
+        }
+        let toolstack = opened.map_err(|error| self.refuse(&format!("{NO_TOOLSTACK}: {error}"), exit))?;
         let name = toolstack.describe();
         match toolstack.why() {
             Some(why) => self.report.warn(&format!("the toolstack is {name}: {why}")),
@@ -472,6 +504,13 @@ mod tests {
         }
 
         fn run(&self, words: &[&str]) -> Said {
+            self.run_while_xen_boots(words, 0).0
+        }
+
+        /// So often the toolstack can't connect. Also gives how often that was waited for.
+        fn run_while_xen_boots(&self, words: &[&str], times: usize) -> (Said, usize) {
+            use std::sync::atomic::{AtomicUsize, Ordering};
+            let (failed, slept) = (AtomicUsize::new(0), AtomicUsize::new(0));
             let (out, err) = (Buffer::default(), Buffer::default());
             let mock = std::sync::Arc::new(Mock::default());
             mock.domain("web", State::Running);
@@ -480,6 +519,10 @@ mod tests {
                         _: &XlConf,
                         _: bool|
              -> Result<Box<dyn Toolstack>, Box<dyn std::error::Error>> {
+                if failed.fetch_add(1, Ordering::Relaxed) < times {
+                    let error = xenlight::DomainConfig::from_json(serde_json::Value::Null).expect_err("no object");
+                    return Err(Box::new(toolstack::libxl::OpenError::Connect(error)));
+                }
                 opened.store(true, std::sync::atomic::Ordering::Relaxed);
                 Ok(Box::new(std::sync::Arc::clone(&mock)))
             };
@@ -492,14 +535,17 @@ mod tests {
                     open: &open,
                     report: &report,
                     interrupt: &interrupt,
-                    sleep: &|_| {},
+                    sleep: &|time| {
+                        assert_eq!(time, XEN_PAUSE);
+                        slept.fetch_add(1, Ordering::Relaxed);
+                    },
                     patience: PATIENCE,
                     spawn_monitor: None,
                 },
                 &cli,
             );
             let calls = opened.into_inner().then(|| mock.calls());
-            Said { exit, out: out.text(), err: err.text(), calls }
+            (Said { exit, out: out.text(), err: err.text(), calls }, slept.into_inner())
         }
     }
 
@@ -540,6 +586,23 @@ mod tests {
         assert_eq!(machine.run(&["start"]).calls, None);
         assert!(machine.host.mark_file().exists(), "what is started by hand is to be stopped");
         assert_eq!(machine.run(&["stop"]).calls.expect("opened"), ["save web", "destroy web"]);
+    }
+
+    #[test]
+    fn a_start_waits_for_xenstored_with_a_limit_and_a_later_one_does_it() {
+        let machine = Machine::new("");
+        let (said, slept) = machine.run_while_xen_boots(&["start"], 3);
+        assert_eq!((said.exit, slept), (Exit::Done, 3), "{}", said.err);
+        assert_eq!(said.err.matches("waiting for xenstored, at most 60 s").count(), 1, "{}", said.err);
+        let (said, slept) = machine.run_while_xen_boots(&["start"], usize::MAX);
+        assert_eq!((said.exit, slept, said.calls), (Exit::NoToolstack, 59, None), "{}", said.err);
+        assert!(said.err.contains("no usable toolstack: "), "{}", said.err);
+        assert_eq!(machine.run(&["start"]).exit, Exit::Done);
+        // Who stops or looks has nothing to wait for.
+        for word in ["stop", "status"] {
+            let (said, slept) = machine.run_while_xen_boots(&[word], usize::MAX);
+            assert_eq!((said.calls, slept), (None, 0), "{word}: {}", said.err);
+        }
     }
 
     #[test]

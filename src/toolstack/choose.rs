@@ -52,6 +52,13 @@ pub fn open(
     open_with(libxl, choice, host, verbose, interrupt)
 }
 
+/// Tells from why none could be opened whether it may be there a little later: libxl could not connect, which it can't
+/// while the host boots and xenstored is not there yet.
+pub fn may_come(error: &(dyn std::error::Error + 'static)) -> bool {
+    let of_choice = error.downcast_ref().is_some_and(|error| matches!(error, Error::Libxl(OpenError::Connect(_))));
+    of_choice || error.downcast_ref().is_some_and(|error| matches!(error, OpenError::Connect(_)))
+}
+
 fn open_with<T: Toolstack + 'static>(
     libxl: impl FnOnce() -> Result<T, OpenError>,
     choice: ToolstackChoice,

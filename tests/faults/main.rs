@@ -206,6 +206,8 @@ scenarios! {
     what_a_busy_host_had_no_time_for_is_tried_again:
         not over xm, "xend waits by itself";
     a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host;
+    a_start_waits_for_a_xenstored_that_is_yet_to_come:
+        not over xl and xm, "a command does not tell what it lacks";
     a_disaster_in_the_middle_of_a_stop_ends_it_with_an_error: not over xm, "there is no libxl that could tell of one";
     migrations_stub_domains_and_xenstore_domains_are_not_touched: not over xm, "xend has none of them";
     told_to_end_a_stop_lets_the_guest_run_on_that_it_was_saving:
@@ -446,6 +448,16 @@ fn a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host() {
     dom0.control.script(json!({"call": "libxl_ctx_alloc", "start_error": -3}));
     let stop = dom0.run("stop");
     assert_eq!(stop.code, 5, "{}", stop.said);
+}
+
+fn a_start_waits_for_a_xenstored_that_is_yet_to_come() {
+    let dom0 = Dom0::new(json!([]), "");
+    dom0.auto("web");
+    dom0.control.script(json!({"call": "libxl_ctx_alloc", "nth": 1, "start_error": -3}));
+    let start = dom0.run("start");
+    assert_eq!(start.code, 0, "{}", start.said);
+    assert!(start.said.contains("waiting for xenstored, at most 60 s"), "{}", start.said);
+    assert_eq!(dom0.guests(), [("web".to_owned(), true)]);
 }
 
 fn a_disaster_in_the_middle_of_a_stop_ends_it_with_an_error() {

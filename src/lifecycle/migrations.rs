@@ -1,12 +1,14 @@
 //! What migrations have left: guests that an earlier stop was killed over, guests of which nobody knows where they run,
 //! and guests that run on another host now.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::{Identity, Run};
 use crate::host::Host;
-use crate::migrate::{Record, Records, Stage, undecided};
-use crate::report::Reporter;
+use crate::migrate::{GuestsThere, Record, Records, Stage, guests_there, undecided};
+use crate::report::{Action, Reporter};
 use crate::toolstack::{AWAY, Domain, ShutdownReason, State};
 
 /// Where what is remembered of migrations is.
@@ -95,6 +97,43 @@ impl Elsewhere {
             (false, _) => format!(
                 "{name}: was migrated to {target} and is not started here; if it does not run there any more, remove {file}"
             ),
+        }
+    }
+}
+
+impl Elsewhere {
+    /// Says why it is not started, by what the host that it was migrated to has answered. `Err`: it can't be known
+    /// whether it runs at all.
+    fn judge(&self, answer: Result<&GuestsThere, &String>) -> Result<String, String> {
+        let Record { guest, target, .. } = &self.record;
+        let (name, file) = (&guest.name, self.file.display());
+        match answer {
+            Ok(there) if there.has(guest.uuid) => {
+                Ok(format!("{name}: was migrated to {target} and is not started here: {target} has it"))
+            }
+            Ok(_) => Err(format!(
+                "it was migrated to {target}, which does not have it any more. It is not started here: it may run on a third \
+                 host, or {target} may have an image of it. If neither is so, remove {file} and start it"
+            )),
+            Err(why) => Err(format!(
+                "it was migrated to {target}, and whether it is still there can't be known: {why}. It is not started here. If \
+                 it does not run there any more, remove {file} and start it"
+            )),
+        }
+    }
+}
+
+/// Asks the hosts that these guests were migrated to, each of them once, and says what has become of the guests.
+pub(super) fn ask_for(run: &Run<'_>, guests: &[Elsewhere]) {
+    let mut answers = HashMap::new();
+    for guest in guests {
+        let begun = Instant::now();
+        let Record { guest: known, target, .. } = &guest.record;
+        let migrate = run.settings.migrate.value.as_ref();
+        let answer = answers.entry(target).or_insert_with(|| guests_there(migrate, target, run.interrupt));
+        match guest.judge(answer.as_ref()) {
+            Ok(text) => run.report.note(&text),
+            Err(why) => run.report.failed(Action::Create, &known.name, begun.elapsed(), &why),
         }
     }
 }
@@ -205,6 +244,7 @@ fn resume(run: &Run<'_>, records: &Records, record: &Record, domains: &[Domain])
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use serde_json::json;
 
@@ -336,14 +376,38 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_runs_elsewhere_is_not_started() {
-        let bench = Bench::new();
-        bench.auto("web", "web");
-        bench.auto("db", "db");
-        remember(&bench, Stage::Moved, false);
-        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
-        assert_eq!(bench.toolstack.left(), ["db Running"]);
-        assert!(bench.out().contains("web: was migrated to far and is not started here"), "{}", bench.out());
+    fn a_guest_that_was_migrated_away_is_asked_for_and_not_started() {
+        let headings = "UUID ID name";
+        let there = format!("echo '{headings}'; echo '{}  3    web'", uuid_of("web"));
+        let elsewhere = format!("echo '{headings}'; echo '{}  3    web'", uuid_of("db"));
+        for (answer, exit, said) in [
+            (there.as_str(), Exit::Done, "web: was migrated to far and is not started here: far has it"),
+            (
+                &elsewhere,
+                Exit::Failed,
+                "web: start FAILED (0.0 s): it was migrated to far, which does not have it any more",
+            ),
+            (
+                "echo no route >&2; exit 255",
+                Exit::Failed,
+                "whether it is still there can't be known: xl vm-list failed",
+            ),
+        ] {
+            let mut bench = Bench::new();
+            let script = bench.path("ask");
+            fs::write(&script, format!("#!/bin/sh\n[ \"$*\" = 'far xl vm-list' ] || exit 1\n{answer}\n"))
+                .expect("a file");
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a script");
+            bench.settings.push_str(&format!("XENDOMAINS_MIGRATE='-s {} far'\n", script.display()));
+            bench.auto("web", "web");
+            bench.auto("db", "db");
+            remember(&bench, Stage::Moved, false);
+            assert_eq!(bench.start(), exit, "{}", bench.err());
+            assert_eq!(bench.toolstack.left(), ["db Running"]);
+            let all = bench.out() + &bench.err();
+            assert!(all.contains(said), "{all}");
+            assert_eq!(all.contains(".migration and start it"), exit == Exit::Failed, "{all}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unreadable_image_of};
-use super::migrations::elsewhere;
+use super::migrations::{Elsewhere, ask_for, elsewhere};
 use super::order::{Level, levels};
 use super::recovery::{begin_building, recover};
 use super::watching::Watching;
@@ -77,6 +77,8 @@ struct Start<'a> {
     waiting: AtomicUsize,
     /// Guests that the monitor was restarting when it was asked last.
     restarting: Mutex<Vec<Identity>>,
+    /// Guests that were migrated away, and would be started otherwise.
+    moved: Mutex<Vec<Elsewhere>>,
     /// Guests of a level whose start has failed for a reason that may pass.
     again: Mutex<Vec<Job>>,
     /// Guests whose image could not be restored and is kept. They are not booted.
@@ -164,6 +166,7 @@ impl<'a> Start<'a> {
             dry,
             waiting: AtomicUsize::new(0),
             restarting: Mutex::default(),
+            moved: Mutex::default(),
             again: Mutex::default(),
             kept: Mutex::default(),
             not_begun: Mutex::default(),
@@ -179,6 +182,8 @@ impl<'a> Start<'a> {
         for level in levels {
             self.start_level(level.guests, &before)?;
         }
+        // After all others, who need not wait for a host that is not there.
+        ask_for(self.run, &std::mem::take(&mut *lock(&self.moved)));
         let not_begun = std::mem::take(&mut *lock(&self.not_begun));
         if !not_begun.is_empty() {
             let guests = not_begun.join(", ");
@@ -235,7 +240,8 @@ impl<'a> Start<'a> {
             jobs.retain(|job| !job.identity.is_same_guest(&identity));
             match (jobs.len() < before, guest.undecided, self.dry) {
                 (true, true, true) => self.run.report.warn(&guest.describe()),
-                (true, false, _) => self.run.report.note(&guest.describe()),
+                (true, false, true) => self.run.report.note(&guest.describe()),
+                (true, false, false) => lock(&self.moved).push(guest),
                 // It was said before anything was done, or need not be said.
                 (true, true, false) | (false, ..) => {}
             }

@@ -3,9 +3,11 @@
 //! - `transport`: the process that connects to the other host, ssh as a rule
 //! - `handshake`: what the two sides say to each other, as a table
 //! - `targets`: which of several hosts takes a guest
+//! - `ask`: which guests another host has
 //! - `by_command`: the same with a command that does all of it
 //! - `record`: what is remembered, so that no guest ever runs twice
 
+mod ask;
 mod by_command;
 mod handshake;
 mod record;
@@ -27,6 +29,7 @@ use crate::interrupt::Interrupt;
 use crate::report::{Action, Reporter};
 use crate::settings::{Migrate, Setting, TransportKind};
 use crate::toolstack::{self, ANSWER, ANSWER_ONCE_TOLD, AWAY, Domain, Migrator, Toolstack, without_domid};
+pub use ask::{GuestsThere, guests_there};
 use handshake::{Found, Limit, Local, RunHere, State, Verdict, shake_hands};
 pub use record::{Record, Records, Stage, Unreadable};
 use targets::{Approach, Targets, free_memory_kib};

@@ -25,7 +25,7 @@ const REPORT: &[u8] = b"my copy unpause results are as follows\0";
 
 const RELAY: &str = "#!/bin/sh
 dir=${0%/*}
-case \"$3\" in info) exec cat \"$dir/$1.info\" ;; esac
+case \"$3\" in info | vm-list) exec cat \"$dir/$1.$3\" ;; esac
 echo \"connecting to $1: $*\" >&2
 if ! [ -p \"$dir/$1.calls\" ]; then
     echo x >>\"$dir/$1.tried\"
@@ -105,6 +105,7 @@ impl Target {
         let calls = File::options().read(true).write(true).open(&calls).expect("the named pipe");
         let lines = calls.try_clone().expect("a descriptor");
         let shared = Arc::new(Shared::default());
+        let list = directory.join(format!("{name}.vm-list"));
         let (directory, of_thread) = (directory.to_owned(), Arc::clone(&shared));
         let thread = thread::spawn(move || {
             let context = Context::open(&library, Children::LibxlReapsOwn, None).expect("a connection");
@@ -119,6 +120,7 @@ impl Target {
                         Receiver { context: &context, up, down: Some(down), said: 0, wrong, shared: &of_thread };
                     let _ = receiver.receive();
                 }
+                fs::write(&list, guests_by_xl(&context)).expect("a file");
                 of_thread.end();
             }
         });
@@ -142,6 +144,17 @@ impl Target {
         self.offers();
         guests(&self.control.state())
     }
+}
+
+/// What `xl vm-list` says there.
+fn guests_by_xl(context: &Context) -> String {
+    let line = |domain: &xenlight::DomainInfo| {
+        let name = context.name(domain.domid).unwrap_or_default();
+        format!("{}  {}    {name}\n", domain.uuid, domain.domid)
+    };
+    let domains = context.list().expect("a list");
+    let guests: String = domains.iter().filter(|domain| domain.domid != 0).map(line).collect();
+    format!("UUID                                  ID    name\n{guests}")
 }
 
 /// This end of the pipes of a script that has said its number. It may have been killed since.

@@ -59,6 +59,16 @@ pub struct Host {
     pub subsys_dir: PathBuf,
     /// Where the mark goes otherwise.
     pub lock_dir: PathBuf,
+    /// Where libvirt has the guests that it starts at boot.
+    pub libvirt_autostart: PathBuf,
+    /// Where libvirt notes the guests that it runs.
+    pub libvirt_state: PathBuf,
+    /// systemd's command for units.
+    pub systemctl: PathBuf,
+    /// systemd's command for units without a file.
+    pub systemd_run: PathBuf,
+    /// The unit that systemd stops by running this process.
+    pub stopped_unit: Option<String>,
     /// Whether the program may do anything at all.
     pub root: bool,
 }
@@ -86,6 +96,11 @@ impl Default for Host {
             processes: "/proc".into(),
             subsys_dir: "/var/lock/subsys".into(),
             lock_dir: "/var/lock".into(),
+            libvirt_autostart: "/etc/libvirt/libxl/autostart".into(),
+            libvirt_state: "/run/libvirt/libxl".into(),
+            systemctl: "systemctl".into(),
+            systemd_run: "systemd-run".into(),
+            stopped_unit: crate::systemd::stopped_unit(),
             root: geteuid().is_root(),
         }
     }
@@ -282,6 +297,11 @@ pub(crate) fn fake_dom0(dir: &Path) -> Host {
         processes: dir.join("processes"),
         subsys_dir: dir.join("subsys"),
         lock_dir: dir.to_owned(),
+        libvirt_autostart: dir.join("libvirt/autostart"),
+        libvirt_state: dir.join("libvirt/run"),
+        systemctl: dir.join("systemctl"),
+        systemd_run: dir.join("systemd-run"),
+        stopped_unit: None,
         root: true,
     }
 }

@@ -18,6 +18,7 @@ pub mod report;
 pub mod settings;
 pub mod spelling;
 pub mod sxp;
+mod systemd;
 pub mod toolstack;
 
 use std::io;
@@ -127,6 +128,9 @@ impl Program<'_> {
         if !self.host.root {
             return Err(self.refuse("only root may start and stop guests", Exit::NotRoot));
         }
+        if let (false, Some(unit)) = (starts, systemd::displaced_by(self.host)) {
+            return self.leave_running(&unit);
+        }
         if let Some(why) = self.host.is_switched_off().filter(|_| starts) {
             // Not to start again what was stopped would be no restart.
             self.report.note(&format!("{why}: no guest is started, and none is stopped to be started again"));
@@ -162,6 +166,22 @@ impl Program<'_> {
             }
         }
         Ok(self.report.exit())
+    }
+
+    /// Stops nothing, because systemd has us stop only for the start of another unit.
+    fn leave_running(&self, unit: &str) -> Ended {
+        let left = systemd::LEFT;
+        self.report.warn(&format!(
+            "systemd stops xendomains.service because {unit}, which conflicts with it, is started: all guests are left \
+             running. {left} stops them at shutdown, `systemctl stop {left}` at once"
+        ));
+        let program = std::env::current_exe().map_err(|error| error.to_string());
+        let kept = program.and_then(|program| systemd::stop_at_shutdown(self.host, &program));
+        kept.map_err(|error| {
+            let hint = "start xendomains.service again, or a shutdown will not stop the guests";
+            self.refuse(&format!("{left} can't be started: {error}; {hint}"), Exit::Failed)
+        })?;
+        Ok(Exit::Done)
     }
 
     /// Does work that ends by itself when its limit is over, unless a call of the toolstack never comes back. As nothing
@@ -283,6 +303,7 @@ impl Program<'_> {
             lifecycle::unsupported(&settings, purpose).iter().for_each(|message| self.report.error(message));
         }
         lifecycle::check(&settings, &xen_host, on_host, self.report);
+        lifecycle::warn_of_libvirt(self.host, self.report);
         Ok(self.report.exit())
     }
 
@@ -667,6 +688,30 @@ mod tests {
         assert!(said.err.contains(&format!("process {}", std::process::id())), "{}", said.err);
         assert_eq!(machine.run(&["status"]).exit, Exit::AllRunning);
         drop(lock);
+        assert_eq!(machine.run(&["stop"]).calls.expect("opened"), ["save web", "destroy web"]);
+    }
+
+    #[test]
+    fn the_start_of_another_unit_stops_no_guest() {
+        let mut machine = Machine::new("");
+        machine.host.stopped_unit = Some("xendomains.service".to_owned());
+        let (host, log) = (&machine.host, machine.dir.path().join("log"));
+        systemd::tests::jobs(host, "8 libvirtd.service start waiting");
+        systemd::tests::stand_in(&host.systemd_run, &format!("echo \"$*\" >{}", log.display()));
+        let said = machine.run(&["stop"]);
+        assert_eq!((said.exit, said.calls), (Exit::Done, None), "{}", said.err);
+        assert!(
+            said.err.contains("because libvirtd.service, which conflicts with it, is started"),
+            "{}",
+            said.err
+        );
+        let log = fs::read_to_string(log).expect("it was run");
+        assert!(log.contains("--unit xendomains-left.service ") && log.contains(" stop "), "{log}");
+        // If nobody would stop them at shutdown, that is a failure.
+        systemd::tests::stand_in(&host.systemd_run, "echo no >&2; exit 1");
+        let said = machine.run(&["stop"]);
+        assert_eq!((said.exit, said.calls), (Exit::Failed, None), "{}", said.err);
+        systemd::tests::jobs(host, "8 libvirtd.service stop waiting");
         assert_eq!(machine.run(&["stop"]).calls.expect("opened"), ["save web", "destroy web"]);
     }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unreadable_image_of};
+use super::libvirt::warn_of_libvirt;
 use super::migrations::{Elsewhere, ask_for, elsewhere};
 use super::order::{Level, levels};
 use super::recovery::{begin_building, recover};
@@ -46,6 +47,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 pub fn start(run: &Run<'_>) {
     let begun = Instant::now();
     mark(run.host, run.report);
+    warn_of_libvirt(run.host, run.report);
     let start = Start::new(run, false);
     if let Err(error) = start.all() {
         run.report.error(&reason(&error));

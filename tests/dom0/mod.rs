@@ -52,6 +52,11 @@ pub fn host(directory: &Path) -> Host {
         processes: at("processes"),
         subsys_dir: at("lock/subsys"),
         lock_dir: at("lock"),
+        libvirt_autostart: at("libvirt/autostart"),
+        libvirt_state: at("libvirt/run"),
+        systemctl: at("systemctl"),
+        systemd_run: at("systemd-run"),
+        stopped_unit: None,
         root: true,
     }
 }

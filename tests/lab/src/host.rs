@@ -21,6 +21,7 @@ pub const BY_NAME: &[(&str, Scenario)] = &[
     ("package_deaf_guest_does_not_hold_up_a_reboot", package_deaf_guest_does_not_hold_up_a_reboot),
     ("package_systemctl_verbs", package_systemctl_verbs),
     ("package_systemctl_while_it_stops", package_systemctl_while_it_stops),
+    ("package_libvirt_is_started", package_libvirt_is_started),
     ("package_off_switch", package_off_switch),
     ("package_sysvinit", package_sysvinit),
     ("package_xen_was_upgraded", package_xen_was_upgraded),
@@ -177,13 +178,19 @@ fn package_systemctl_verbs(bench: &Bench<'_>) -> Result<()> {
     expect(&bench.ok("systemctl show session-lab.scope --property Before")?, &["xendomains.service"])?;
     ensure!(show(bench, "ActiveState")? == "active", "it is {}", show(bench, "ActiveState")?);
 
-    // reload: looks at the settings.
-    bench.ok("systemctl reload xendomains")?;
+    // reload: starts what is missing and stops nothing, but not with wrong settings.
+    bench.guest("late", Kind::Pv, "", "")?;
+    bench.ok("systemctl start xendomains")?;
+    bench.expect_guests(&NAMES)?;
     let settings = bench.read("/etc/default/xendomains")?;
     bench.write("/etc/default/xendomains", "XENDOMAINS_USLEEP=soon\n")?;
     ensure!(!bench.run("systemctl reload xendomains")?.success(), "wrong settings were not noticed");
+    bench.expect_guests(&NAMES)?;
     bench.write("/etc/default/xendomains", &settings)?;
+    bench.ok("systemctl reload xendomains && systemctl reload xendomains")?;
+    bench.expect_guests(&["alpha", "beta", "gamma", "late"])?;
     ensure!(show(bench, "ActiveState")? == "active", "it is {}", show(bench, "ActiveState")?);
+    bench.ok("rm /etc/xen/auto/late.cfg; xl destroy late")?;
     expect_all_continued(bench, &before)?;
 
     // A guest that can't be started: the others are stopped later all the same.
@@ -248,6 +255,30 @@ fn package_systemctl_while_it_stops(bench: &Bench<'_>) -> Result<()> {
     bench.ok("systemctl start --no-block xendomains")?;
     let image = format!("{SAVE}/alpha");
     bench.ok(&format!("while [ -e {image} ]; do sleep 1; done; systemctl stop xendomains"))?;
+    bench.expect_guests(&[])
+}
+
+/// A daemon as libvirt has it, which says that it conflicts with our unit: its start, by hand or by an update, leaves all
+/// guests running, and a shutdown saves them all the same.
+fn package_libvirt_is_started(bench: &Bench<'_>) -> Result<()> {
+    install(bench)?;
+    let unit = "[Unit]\nConflicts=xendomains.service\n[Service]\nExecStart=/bin/sleep infinity\n";
+    bench.write("/etc/systemd/system/libvirtd.service", unit)?;
+    bench.ok("systemctl daemon-reload && systemctl start xendomains")?;
+    let before = ticks(bench)?;
+    bench.ok("systemctl start libvirtd")?;
+    expect_all_continued(bench, &before)?;
+    ensure!(show(bench, "ActiveState")? == "inactive", "it is {}", show(bench, "ActiveState")?);
+    bench.ok("systemctl is-active xendomains-left")?;
+    expect(
+        &bench.ok("journalctl --unit xendomains --output cat")?,
+        &["because libvirtd.service, which conflicts"],
+    )?;
+    bench.reboot("systemctl reboot", GOING_DOWN)?;
+    bench.ok("until systemctl is-active --quiet xendomains; do sleep 1; done")?;
+    expect_all_continued(bench, &before)?;
+    // When the unit is active, stop stops as ever.
+    bench.ok("systemctl stop xendomains")?;
     bench.expect_guests(&[])
 }
 

@@ -66,6 +66,7 @@ pub const NOT_OVER_XL: &[(&str, &[&str])] = &[
             "package_deaf_guest_does_not_hold_up_a_reboot",
             "package_systemctl_verbs",
             "package_systemctl_while_it_stops",
+            "package_libvirt_is_started",
             "package_off_switch",
             "package_sysvinit",
             "package_xen_was_upgraded",

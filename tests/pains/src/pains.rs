@@ -533,11 +533,17 @@ fn unit_defects(unit: &str) -> Vec<String> {
     // all the same has to say in `systemctl status` that guests are missing.
     let hidden = value("ExecStart").is_some_and(|command| command.starts_with('-'));
     defect(hidden && value("NotifyAccess").is_none(), "a start that fails counts as done, and nothing says so");
-    let reload =
-        value("ExecReload").is_some_and(|command| command.ends_with("restart") || command.ends_with("reload"));
-    defect(reload, "a reload stops all guests");
-    let names_virtxend = values("Conflicts").iter().any(|units| units.contains("virtxend.service"));
-    defect(!names_virtxend, "no word of virtxend.service");
+    let stops = |command: &&str| ["restart", "reload", "stop"].iter().any(|word| command.contains(word));
+    defect(values("ExecReload").iter().any(stops), "a reload stops all guests");
+    // By each of these the start, stop, restart or crash of another unit stops this one. A mount is stopped when its device
+    // goes away.
+    for key in
+        ["Conflicts", "PartOf", "BindsTo", "Requires", "Requisite", "RequiresMountsFor", "StopPropagatedFrom"]
+    {
+        for unit in values(key).iter().flat_map(|units| units.split_whitespace()) {
+            defect(true, &format!("{key}={unit}: what is done to that stops all guests"));
+        }
+    }
     found
 }
 
@@ -566,7 +572,7 @@ mod tests {
     fn a_unit_is_read() {
         let bad = "[Service]\nExecStart=-/x start\nExecReload=/x restart\nConflicts=libvirtd.service\n";
         assert_eq!(unit_defects(bad).len(), 4);
-        let good = "ExecStart=/x start\nTimeoutStopSec=infinity\nConflicts=libvirtd.service virtxend.service\n";
+        let good = "ExecStart=/x start\nExecReload=/x start\nTimeoutStopSec=infinity\nWants=a.service\n";
         assert_eq!(unit_defects(good), [""; 0]);
         assert_eq!(unit_defects(&good.replace("infinity", "5min")).len(), 1);
         let active = good.replace("=/x", "=-/x");

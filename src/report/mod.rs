@@ -7,7 +7,7 @@
 //! The `log` facade has no part in it: what is said is about guests, and each line has one way out. libxl's own log is
 //! the only other, with `-v`, and comes from libxl's logger; other programs get that from `xenlight` through the facade.
 //!
-//! - `sink`: where lines go: the streams, the `journal`, `syslog`
+//! - `sink`: where lines go: the streams, the `journal`, `syslog`; by way of an `outlet`, so that nobody waits for a reader
 //! - `progress`: bars on a terminal
 //! - `record`: everything as one JSON document instead
 //! - `status`: one line for the service manager, and that we are ready, by way of `notify`
@@ -15,6 +15,7 @@
 mod exit;
 mod journal;
 mod notify;
+mod outlet;
 mod progress;
 mod record;
 mod sink;
@@ -25,7 +26,6 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::ProgressDrawTarget;
 use serde::Serialize;
 
 pub use exit::Exit;
@@ -122,6 +122,12 @@ impl Action {
     }
 }
 
+/// How long the last lines are waited for in the end, if nobody takes them.
+const LAST_LINES: Duration = Duration::from_secs(5);
+
+/// How long whoever wants the JSON of start or stop may take to read it.
+const DOCUMENT: Duration = Duration::from_secs(60);
+
 /// Writes the lines, and counts.
 pub struct Reporter {
     inner: Mutex<Inner>,
@@ -144,27 +150,27 @@ struct Inner {
 impl Reporter {
     /// Writes what was done to `out` and what failed to `err`.
     pub fn new(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Reporter {
-        Reporter::over(Sink::plain(out), Sink::plain(err))
+        Reporter::over(Sink::plain(out, err))
     }
 
     /// Writes to this process's standard output and standard error, and to the system's log where those are nobody's to
     /// read. `acts` is whether the command starts or stops guests; `alone` is whether nothing but the reporter writes to
     /// the terminal, so that bars can be drawn there.
     pub fn of_process(acts: bool, alone: bool) -> Reporter {
-        let mut report =
-            Reporter::over(Sink::of_process(io::stdout(), acts), Sink::of_process(io::stderr(), acts));
+        let mut report = Reporter::over(Sink::of_process(io::stdout(), io::stderr(), acts));
         if let Some(notify) = Notify::of_process().filter(|_| acts) {
             report.status = Status::new(notify);
         }
         let is_dumb = std::env::var_os("TERM").is_some_and(|kind| kind == "dumb");
         if alone && !is_dumb && io::stderr().is_terminal() {
-            report.with_bars(Bars::on(ProgressDrawTarget::stderr()))
+            let err = report.lock().err.clone();
+            report.with_bars(Bars::on_terminal(err))
         } else {
             report
         }
     }
 
-    fn over(out: Sink, err: Sink) -> Reporter {
+    fn over((out, err): (Sink, Sink)) -> Reporter {
         let (done, bars) = (Vec::new(), Bars::none());
         let inner = Inner { out, err, bars, record: None, done, failed: 0, any_failed: false };
         Reporter { inner: Mutex::new(inner), status: Status::default() }
@@ -180,10 +186,20 @@ impl Reporter {
         self.lock().record = Some(Record::new());
     }
 
-    /// Ends the program's report: writes the JSON, if that was asked for.
+    /// Ends the program's report: writes the JSON, if that was asked for, and waits a while for the last lines.
     pub fn finish(&self, exit: Exit) -> io::Result<()> {
         let record = self.lock().record.take();
-        record.map_or(Ok(()), |record| self.answer(&record.json(exit)))
+        let written = record.map_or(Ok(()), |record| self.deliver(&record.json(exit), Some(DOCUMENT)));
+        self.flush();
+        written
+    }
+
+    /// Waits until every line is written, but not for ever.
+    pub fn flush(&self) {
+        let (out, err) = self.sinks();
+        let deadline = Instant::now() + LAST_LINES;
+        out.flush(deadline);
+        err.flush(deadline);
     }
 
     /// This was done with a guest.
@@ -254,6 +270,8 @@ impl Reporter {
 
     /// For the service manager: this process is as far as whoever has started it waits for.
     pub fn ready(&self) {
+        // The streams may be given up now.
+        self.flush();
         self.status.ready();
     }
 
@@ -291,17 +309,34 @@ impl Reporter {
 
     /// Writes the answer to a question, such as a table. A reader who has gone away has read enough.
     pub fn answer(&self, text: &str) -> io::Result<()> {
-        let mut inner = self.lock();
-        let out = inner.out.stream();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        self.deliver(text, None)
+    }
+
+    fn deliver(&self, text: &str, limit: Option<Duration>) -> io::Result<()> {
+        let (out, _) = self.sinks();
+        match out.answer(text, limit) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             result => result,
         }
     }
 
+    fn sinks(&self) -> (Sink, Sink) {
+        let inner = self.lock();
+        (inner.out.clone(), inner.err.clone())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // What a panicking thread has left are whole lines and counts.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.flush();
+        let (out, err) = self.sinks();
+        out.close();
+        err.close();
     }
 }
 

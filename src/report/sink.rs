@@ -17,11 +17,13 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use super::journal::Journal;
 use super::one_line;
+use super::outlet::{Item, Outlet};
 use super::syslog::Syslog;
 
 /// How much a line matters, with syslog's numbers.
@@ -52,32 +54,140 @@ fn place(is_journal: bool, acts: bool, has_terminal: bool) -> Place {
 }
 
 /// One of the two streams, and what else its lines go to.
+#[derive(Clone)]
 pub(super) struct Sink {
+    outlet: Outlet,
+    /// The stream's number among those of the outlet.
+    number: usize,
+    syslog: Option<Outlet>,
+}
+
+/// What an outlet writes to.
+struct Stream {
     stream: Box<dyn Write + Send>,
     place: Place,
-    syslog: Syslog,
     journal: Option<Journal>,
 }
 
 impl Sink {
-    /// Only the stream.
-    pub(super) fn plain(stream: Box<dyn Write + Send>) -> Sink {
-        Sink { stream, place: Place::Stream, syslog: Syslog::default(), journal: None }
+    /// Only these streams, with their lines in order.
+    pub(super) fn plain(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> (Sink, Sink) {
+        let stream = |stream| Stream { stream, place: Place::Stream, journal: None };
+        let outlet = outlet(vec![stream(out), stream(err)]);
+        let sink = |number| Sink { outlet: outlet.clone(), number, syslog: None };
+        (sink(0), sink(1))
     }
 
-    /// A stream that this process was started with. `acts` is whether the command starts or stops guests.
-    pub(super) fn of_process(stream: impl Write + AsFd + Send + 'static, acts: bool) -> Sink {
+    /// The streams that this process was started with. `acts` is whether the command starts or stops guests. Where both are
+    /// the same, their lines come in order; where not, neither waits for the other.
+    pub(super) fn of_process<S: Write + AsFd + Send + 'static, T: Write + AsFd + Send + 'static>(
+        out: S,
+        err: T,
+        acts: bool,
+    ) -> (Sink, Sink) {
+        let has_terminal = File::open("/dev/tty").is_ok();
+        let is_same = is_same_file(&out, &err);
+        let (out, err) =
+            (Stream::of_process(out, acts, has_terminal), Stream::of_process(err, acts, has_terminal));
+        let log = syslog_outlet(Syslog::default());
+        let syslog = |stream: &Stream| (stream.place == Place::StreamAndSyslog).then(|| log.clone());
+        let (out_syslog, err_syslog) = (syslog(&out), syslog(&err));
+        let (out_outlet, err_outlet, number) = if is_same {
+            let both = outlet(vec![out, err]);
+            (both.clone(), both, 1)
+        } else {
+            (outlet(vec![out]), outlet(vec![err]), 0)
+        };
+        (
+            Sink { outlet: out_outlet, number: 0, syslog: out_syslog },
+            Sink { outlet: err_outlet, number, syslog: err_syslog },
+        )
+    }
+
+    /// Has one line written in one piece.
+    pub(super) fn line(&self, level: Level, text: &str) {
+        self.outlet.push(self.number, Item::Line(level, text.to_owned()));
+        self.log(level, text);
+    }
+
+    /// Has a line written that is only to be found in the log of the system: the stream is kept for something else.
+    pub(super) fn log(&self, level: Level, text: &str) {
+        if let Some(syslog) = &self.syslog {
+            syslog.push(0, Item::Line(level, text.to_owned()));
+        }
+    }
+
+    /// Writes what is not a line, such as a table, and waits until it is written, at most so long.
+    pub(super) fn answer(&self, text: &str, limit: Option<Duration>) -> io::Result<()> {
+        let done = self.outlet.answer(self.number, text.as_bytes().to_vec());
+        match limit {
+            Some(limit) => done.recv_timeout(limit).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?,
+            None => done.recv().map_err(io::Error::other)?,
+        }
+    }
+
+    /// Has bytes written as they are, which may be left out.
+    pub(super) fn bytes(&self, bytes: Vec<u8>) {
+        self.outlet.push(self.number, Item::Bytes(bytes));
+    }
+
+    /// Whether whoever reads the stream does not keep up.
+    pub(super) fn is_behind(&self) -> bool {
+        self.outlet.is_behind()
+    }
+
+    /// Waits until everything is written, at most until then.
+    pub(super) fn flush(&self, deadline: Instant) {
+        for outlet in std::iter::once(&self.outlet).chain(&self.syslog) {
+            outlet.flush(deadline);
+        }
+    }
+
+    /// Ends the threads that write, when everything is written.
+    pub(super) fn close(&self) {
+        for outlet in std::iter::once(&self.outlet).chain(&self.syslog) {
+            outlet.close();
+        }
+    }
+}
+
+fn outlet(mut streams: Vec<Stream>) -> Outlet {
+    Outlet::new(Box::new(move |number, item| {
+        if let Some(stream) = streams.get_mut(number) {
+            stream.write(item);
+        }
+    }))
+}
+
+fn syslog_outlet(mut syslog: Syslog) -> Outlet {
+    Outlet::new(Box::new(move |_, item| {
+        if let Item::Line(level, text) = item {
+            syslog.send(level, &one_line(&text));
+        }
+    }))
+}
+
+impl Stream {
+    fn of_process(stream: impl Write + AsFd + Send + 'static, acts: bool, has_terminal: bool) -> Stream {
         let journal = std::env::var_os("JOURNAL_STREAM");
         let is_journal = journal.is_some_and(|journal| is_stream(&stream, &journal));
-        let has_terminal = File::open("/dev/tty").is_ok();
         let place = place(is_journal, acts, has_terminal);
         let journal = if place == Place::Journal { Journal::of_process() } else { None };
-        Sink { place, journal, ..Sink::plain(Box::new(stream)) }
+        Stream { stream: Box::new(stream), place, journal }
     }
 
-    /// Writes one line in one piece. That nobody reads it (a closed pipe, a full disk under a log) is no reason to leave
-    /// guests alone, and there is no place left to say it.
-    pub(super) fn line(&mut self, level: Level, text: &str) {
+    /// That nobody reads a line (a closed pipe, a full disk under a log) is no reason to leave guests alone, and there is no
+    /// place left to say it.
+    fn write(&mut self, item: Item) {
+        match item {
+            Item::Line(level, text) => self.line(level, &text),
+            Item::Bytes(bytes) => drop(self.bytes(&bytes)),
+            // Whoever has waited for it may have given up.
+            Item::Answer(bytes, done) => drop(done.send(self.bytes(&bytes))),
+        }
+    }
+
+    fn line(&mut self, level: Level, text: &str) {
         if let Some(journal) = &self.journal {
             if journal.send(level, &one_line(text)).is_ok() {
                 return;
@@ -89,21 +199,17 @@ impl Sink {
         };
         line.push_str(&one_line(text));
         line.push('\n');
-        let _ = self.stream.write_all(line.as_bytes()).and_then(|()| self.stream.flush());
-        self.log(level, text);
+        let _ = self.bytes(line.as_bytes());
     }
 
-    /// Only what is to be found in the log of the system: the stream is kept for something else.
-    pub(super) fn log(&mut self, level: Level, text: &str) {
-        if self.place == Place::StreamAndSyslog {
-            self.syslog.send(level, &one_line(text));
-        }
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).and_then(|()| self.stream.flush())
     }
+}
 
-    /// The stream, for what is not a line.
-    pub(super) fn stream(&mut self) -> &mut dyn Write {
-        &mut *self.stream
-    }
+fn is_same_file(one: &impl AsFd, other: &impl AsFd) -> bool {
+    let file = |stream: &dyn AsFd| rustix::fs::fstat(stream.as_fd()).map(|stat| (stat.st_dev, stat.st_ino));
+    matches!((file(one), file(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Whether the stream is the one that `$JOURNAL_STREAM` names, as `DEVICE:INODE`; see systemd.exec(5). The variable alone
@@ -157,16 +263,18 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
         let log = UnixDatagram::bind(&path).expect("bind");
-        for (place, stream) in [
+        for (place, expected) in [
             (Place::Stream, "no; kernel\n"),
             (Place::Journal, "<3>no; kernel\n"),
             (Place::StreamAndSyslog, "no; kernel\n"),
         ] {
             let buffer = Buffer::default();
-            let syslog = Syslog::at(&path);
-            let mut sink = Sink { stream: Box::new(buffer.clone()), place, syslog, journal: None };
+            let syslog = (place == Place::StreamAndSyslog).then(|| syslog_outlet(Syslog::at(&path)));
+            let stream = Stream { stream: Box::new(buffer.clone()), place, journal: None };
+            let sink = Sink { outlet: outlet(vec![stream]), number: 0, syslog };
             sink.line(Level::Error, "no\nkernel\n");
-            assert_eq!(buffer.text(), stream);
+            sink.flush(Instant::now() + Duration::from_secs(20));
+            assert_eq!(buffer.text(), expected);
         }
         let mut got = [0; 100];
         let length = log.recv(&mut got).expect("a message");

@@ -49,8 +49,11 @@ mod program;
 pub mod target;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -58,6 +61,7 @@ use tempfile::TempDir;
 use xendomains::OpenToolstack;
 use xendomains::host::Host;
 use xendomains::interrupt::Interrupt;
+use xendomains::report::Reporter;
 use xendomains::settings::ToolstackChoice;
 use xendomains::toolstack::choose;
 use xenlight::{Library, Release};
@@ -125,19 +129,24 @@ impl Dom0 {
     /// Runs the program; what it says can be read meanwhile.
     pub fn run_and_say(&self, action: &str, said: &Said) -> Ended {
         let begun = Instant::now();
+        let code = self.run_and_report(action, &said.reporter());
+        let took = begun.elapsed();
+        Ended { code, said: said.text(), took }
+    }
+
+    /// Runs the program, and gives its exit code.
+    fn run_and_report(&self, action: &str, report: &Reporter) -> u8 {
         let interrupt = &self.interrupt;
         let words = [action];
-        let code = match COMMAND {
-            None => program(&self.host, &libxl(&self.library, interrupt), &words, interrupt, said),
+        match COMMAND {
+            None => program(&self.host, &libxl(&self.library, interrupt), &words, interrupt, report),
             Some(_) => {
                 let choice = if is_over("xm") { ToolstackChoice::Xm } else { ToolstackChoice::Xl };
                 let open: OpenToolstack<'_> =
                     &|_, xl_conf, verbose| Ok(choose::open(choice, &self.host, xl_conf, verbose, interrupt)?);
-                program(&self.host, open, &words, interrupt, said)
+                program(&self.host, open, &words, interrupt, report)
             }
-        };
-        let took = begun.elapsed();
-        Ended { code, said: said.text(), took }
+        }
     }
 
     pub fn auto(&self, name: &str) {
@@ -195,6 +204,7 @@ scenarios! {
         not over xl and xm, "with the process that has asked it, the fake forgets that a guest was asked";
     a_guest_that_can_not_be_resumed_is_reported_and_left_alone;
     a_deaf_guest_takes_its_limit_and_the_others_do_not_wait_for_it;
+    output_that_nobody_reads_holds_up_no_guest;
     a_request_that_went_unanswered_is_repeated: not over xm, "xm does not say whether a guest has heard it";
     a_guest_without_pv_drivers_gets_the_power_button: not over xm, "what such a guest gets is xend's business";
     a_guest_whose_device_model_is_dead_is_not_suspended:
@@ -327,6 +337,33 @@ fn a_deaf_guest_takes_its_limit_and_the_others_do_not_wait_for_it() {
     assert_eq!(stop.code, 1, "{}", stop.said);
     assert_eq!(dom0.guests(), [("g3".to_owned(), true)], "{}", stop.said);
     assert!(stop.took < at_most(10), "{:?}", stop.took);
+}
+
+/// As when the console was stopped by Ctrl-S.
+fn output_that_nobody_reads_holds_up_no_guest() {
+    let mut guests = eight();
+    guests[2]["guest"] = json!({"shutdown": "ignore"});
+    let dom0 = Dom0::new(guests, "XENDOMAINS_SAVE=\nXENDOMAINS_SHUTDOWN_ALL=\n");
+    dom0.wish("g3", "stop_timeout=1");
+    let (mut full, nobody) = UnixStream::pair().expect("a socket");
+    full.set_nonblocking(true).expect("a socket");
+    while full.write(&[b'.'; 4096]).is_ok() {}
+    full.set_nonblocking(false).expect("a socket");
+    let err = full.try_clone().expect("a descriptor");
+    let report = Reporter::new(Box::new(full), Box::new(err));
+    let begun = Instant::now();
+    assert_eq!(dom0.run_and_report("stop", &report), 1);
+    // The last lines are waited for, but not for ever.
+    assert!(begun.elapsed() < at_most(20), "{:?}", begun.elapsed());
+    assert_eq!(dom0.guests(), [("g3".to_owned(), true)]);
+    // Nothing is lost if somebody reads after all.
+    let reading = thread::spawn(move || {
+        let mut said = String::new();
+        (&nobody).read_to_string(&mut said).map(|_| said)
+    });
+    drop(report);
+    let said = reading.join().expect("no panic").expect("text");
+    assert!(said.contains("g1: shut down") && said.contains("g3: shutdown FAILED"), "{said}");
 }
 
 fn a_request_that_went_unanswered_is_repeated() {

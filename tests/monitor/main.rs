@@ -72,7 +72,7 @@ impl Dom0 {
 
     fn run(&self, words: &[&str]) -> Ended {
         let (said, interrupt) = (Said::default(), Arc::new(Interrupt::new().expect("a descriptor")));
-        let code = program(&self.host, &libxl(&self.library, &interrupt), words, &interrupt, &said);
+        let code = program(&self.host, &libxl(&self.library, &interrupt), words, &interrupt, &said.reporter());
         Ended { code, said: said.text() }
     }
 
@@ -90,7 +90,7 @@ impl Dom0 {
         let (host, library) = (self.host.clone(), self.library.clone());
         let (of_thread, heard) = (Arc::clone(&interrupt), said.clone());
         let thread = std::thread::spawn(move || {
-            program(&host, &libxl(&library, &of_thread), &["monitor"], &of_thread, &heard)
+            program(&host, &libxl(&library, &of_thread), &["monitor"], &of_thread, &heard.reporter())
         });
         said.wait_for("watching ", 1);
         Monitor { interrupt, said, thread: Some(thread) }

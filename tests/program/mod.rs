@@ -22,6 +22,11 @@ use xenlight::Library;
 pub struct Said(Arc<(Mutex<Vec<u8>>, Condvar)>);
 
 impl Said {
+    /// What writes to it.
+    pub fn reporter(&self) -> Reporter {
+        Reporter::new(Box::new(self.clone()), Box::new(self.clone()))
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8(self.0.0.lock().expect("not poisoned").clone()).expect("UTF-8")
     }
@@ -67,14 +72,13 @@ pub fn program(
     open: OpenToolstack<'_>,
     words: &[&str],
     interrupt: &Arc<Interrupt>,
-    said: &Said,
+    report: &Reporter,
 ) -> u8 {
-    let report = Reporter::new(Box::new(said.clone()), Box::new(said.clone()));
     let cli = Cli::try_parse_from([&["xendomains"], words].concat()).expect("usage");
     let program = Program {
         host,
         open,
-        report: &report,
+        report,
         interrupt,
         sleep: &std::thread::sleep,
         patience: PATIENCE,

@@ -73,14 +73,14 @@ fn costs(guests: usize) -> Vec<(&'static str, Cost)> {
         let said = Said::default();
         forget_peak();
         let (begun, worked) = (Instant::now(), cpu_time());
-        let code = program(&host, &open, words, &interrupt, &said);
+        let code = program(&host, &open, words, &interrupt, &said.reporter());
         let cpu = cpu_time() - worked;
         assert_eq!(code, 0, "{words:?}: {}", said.text());
         let cost = Cost { cpu, peak_kib: peak_kib() };
         println!("{guests} guests, {words:?}: {:?}, {cost:?}", begun.elapsed());
         costs.push((*words.last().expect("a word"), cost));
     }
-    assert_eq!(program(&host, &open, &["status"], &interrupt, &Said::default()), 3, "guests are left");
+    assert_eq!(program(&host, &open, &["status"], &interrupt, &Said::default().reporter()), 3, "guests are left");
     costs
 }
 

@@ -61,7 +61,7 @@ pub enum Command {
     /// Say what start or stop would do now, in which order, and what it takes; touch nothing.
     ///
     /// For stop that is each guest's chain of steps with their limits, the room that the images may need and the longest
-    /// time that all of it can take.
+    /// time that all of it can take, but for syncing images to a disk, which has no limit.
     Plan(Plan),
     /// Look for mistakes in the settings, the guests' files and the saved images, and touch nothing.
     ///

@@ -302,8 +302,7 @@ impl Program<'_> {
         for purpose in [Purpose::Start, Purpose::Stop] {
             lifecycle::unsupported(&settings, purpose).iter().for_each(|message| self.report.error(message));
         }
-        lifecycle::check(&settings, &xen_host, on_host, self.report);
-        lifecycle::warn_of_libvirt(self.host, self.report);
+        lifecycle::check(self.host, &settings, &xen_host, on_host, self.report);
         Ok(self.report.exit())
     }
 

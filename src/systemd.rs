@@ -75,6 +75,32 @@ pub fn stop_at_shutdown(host: &Host, program: &Path) -> Result<(), String> {
     run(&host.systemd_run, &words).map(drop)
 }
 
+/// Tells after how long systemd forces a shutdown or reboot that is not through. `None`: never, or it can't be known.
+pub fn shutdown_limit(host: &Host) -> Option<Duration> {
+    let limits = ask(host, &["show", "--property=JobTimeoutUSec", "--value", "poweroff.target", "reboot.target"])?;
+    limits.lines().filter_map(time_span).min()
+}
+
+/// Reads a time as systemd prints it: `1h 30min`.
+fn time_span(text: &str) -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    for part in text.split_whitespace() {
+        let (number, unit) = part.split_at(part.find(|letter: char| !letter.is_ascii_digit())?);
+        let seconds = match unit {
+            "d" => 24 * 60 * 60,
+            "h" => 60 * 60,
+            "min" => 60,
+            "s" => 1,
+            // Less than a second.
+            "ms" | "us" => continue,
+            // More than a shutdown takes, or no time.
+            _ => return None,
+        };
+        sum += Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(seconds)?);
+    }
+    (!sum.is_zero()).then_some(sum)
+}
+
 /// Asks `systemctl`. `None`: it has no answer, or a negative one.
 fn ask(host: &Host, words: &[&str]) -> Option<String> {
     run(&host.systemctl, words).ok()
@@ -120,6 +146,22 @@ pub(crate) mod tests {
              list-jobs) echo '{jobs}' ;;\nis-active) exit 3 ;;\nesac"
         );
         stand_in(&host.systemctl, &script);
+    }
+
+    #[test]
+    fn times_are_read_as_systemd_prints_them() {
+        for (text, seconds) in [
+            ("30min", Some(1800)),
+            ("1h 30min", Some(5400)),
+            ("2d 1h 1min 40s 5ms", Some(176_500)),
+            ("infinity", None),
+            ("0", None),
+            ("1w", None),
+            ("", None),
+            ("99999999999999999999s", None),
+        ] {
+            assert_eq!(time_span(text), seconds.map(Duration::from_secs), "{text}");
+        }
     }
 
     #[test]

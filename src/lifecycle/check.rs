@@ -2,18 +2,21 @@
 
 use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{auto_guests, images};
+use super::libvirt::warn_of_libvirt;
+use super::longest::{Member, warn_of_long_stop};
 use super::status::{age, duration, fate};
 use super::stop::Chain;
 use super::unsavable::obstacle;
 use crate::guest_config::{GuestConfig, XenHost};
+use crate::host::Host;
 use crate::image::{Image, Verdict};
 use crate::needs;
 use crate::report::Reporter;
-use crate::settings::{Settings, TransportKind};
+use crate::settings::{Settings, ToolstackChoice, TransportKind};
 
 /// Looks through the AUTO and SAVE directories. What can't be used counts as a failure. `on_host` says that this is the
 /// machine on which the guests will run, so that what they need must be here.
-pub fn check(settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Reporter) {
+pub fn check(host: &Host, settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Reporter) {
     let found = auto_guests(settings.auto.value.as_deref(), xen_host);
     found.guests.iter().for_each(|guest| check_guest(guest, on_host, report));
     found.messages.tell(report);
@@ -22,6 +25,12 @@ pub fn check(settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Re
         if let Some(obstacle) = Chain::new(settings, &guest.per_guest, obstacle(&guest.json)).obstacle {
             report.note(&format!("{}: stop neither migrates nor saves it: {obstacle}", guest.path.display()));
         }
+    }
+    if on_host {
+        let over_command = matches!(settings.toolstack.value, ToolstackChoice::Xl | ToolstackChoice::Xm);
+        let members = guests.iter().map(Member::of_auto).collect();
+        warn_of_long_stop(host, settings, members, 0, over_command, report);
+        warn_of_libvirt(host, report);
     }
 
     check_migrate(settings, xen_host, report);
@@ -153,7 +162,7 @@ mod tests {
     use crate::report::Exit;
 
     fn checked(bench: &Bench, on_host: bool) -> Exit {
-        bench.run(|run| check(run.settings, run.xen_host, on_host, run.report))
+        bench.run(|run| check(run.host, run.settings, run.xen_host, on_host, run.report))
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod backends;
 mod check;
 mod directories;
 mod libvirt;
+mod longest;
 mod migrations;
 #[cfg(test)]
 pub(crate) mod mock;
@@ -34,7 +35,6 @@ use crate::settings::Settings;
 use crate::toolstack::{self, AWAY, Domain, ShutdownReason, State, Toolstack};
 
 pub use check::{check, check_guest};
-pub use libvirt::warn_of_libvirt;
 pub use plan::{plan_start, plan_stop};
 pub use start::{mark, start};
 pub use status::{Overview, overview};

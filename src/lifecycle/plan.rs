@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::longest::{Member, longest_stop};
 use super::order;
 use super::start::{Job, planned};
 use super::status::duration;
@@ -148,7 +149,7 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
         _ => None,
     };
     let mut levels = Vec::new();
-    let mut longest = Some(0);
+    let mut members = Vec::new();
     for level in order.into_iter().rev() {
         let planned: Vec<_> = level
             .guests
@@ -159,17 +160,24 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
         if planned.is_empty() {
             continue;
         }
-        longest = longest.zip(level_time(settings, &planned)).map(|(sum, level)| sum + level);
+        let met = level.guests.iter().filter(|guest| is_alive(guest.domain));
+        let member = |guest: &stop::Guest<'_>| Member {
+            wish: stop.wish(guest.domain),
+            obstacle: guest.obstacle,
+            selected: chosen(guest.domain),
+        };
+        members.push(met.map(member).collect::<Vec<_>>());
         levels.push(Level { order: level.key.order, driver_domains: level.key.driver.is_some(), guests: planned });
     }
-    let total = settings.stop_timeout.value.map(|limit| limit.as_secs());
+    let over_command = run.toolstack.monitoring().is_none();
+    let longest = longest_stop(settings, &members, over_command).map(|longest| longest.as_secs());
     Ok(Plan {
         command: "stop",
         levels,
         memory_kib: None,
         space_needed: Some(space_needed),
         space_available,
-        longest_seconds: Some([longest, total].into_iter().flatten().min()),
+        longest_seconds: Some(longest),
     })
 }
 
@@ -217,29 +225,6 @@ fn steps(run: &Run<'_>, wish: &PerGuest, chain: &Chain, guest: &Domain, selected
         steps.push(Step::new("destroy"));
     }
     steps
-}
-
-/// The longest that a level can take, seconds: its guests are side by side, but only so many are migrated or saved at
-/// once.
-fn level_time(settings: &crate::settings::Settings, guests: &[Guest]) -> Option<u64> {
-    let (mut moves, mut saves) = (Vec::new(), Vec::new());
-    let mut rest = 0;
-    for step in guests.iter().flat_map(|guest| &guest.steps) {
-        match (step.action, step.limit_seconds) {
-            ("migrate", limit) => moves.push(limit?),
-            ("save", limit) => saves.push(limit?),
-            ("shutdown", limit) => rest = rest.max(limit?),
-            _ => {}
-        }
-    }
-    let turns = |mut limits: Vec<u64>, jobs: usize| -> u64 {
-        limits.sort_unstable();
-        limits.rchunks(jobs).filter_map(|turn| turn.last()).sum()
-    };
-    let turns = turns(moves, settings.migrate_jobs.value.get()) + turns(saves, settings.save_jobs.value.get());
-    let shutdowns = |guest: &Guest| guest.steps.iter().filter(|step| step.action == "shutdown").count();
-    let chain = guests.iter().map(shutdowns).max().unwrap_or_default();
-    Some(turns + rest * u64::try_from(chain).unwrap_or(u64::MAX))
 }
 
 impl Plan {
@@ -413,10 +398,11 @@ mod tests {
         let plan = planned(&bench, plan_stop);
         let usual = "sysrq, then save (at most 10 s), else shutdown (at most 10 s), else shutdown (at most 10 s)";
         let db = "sysrq, then shutdown (at most 20 s), else shutdown (at most 20 s), else destroy";
-        // Two saves in turn and two shutdowns; then twice 20 s.
+        // Two saves in turn with what is beyond their limits, and a shutdown of each level in the chain and in the end; for
+        // guests that come back 19 s each time.
         let expected = format!(
             "1. no order given\n   web   {usual}\n   mail  {usual}\n2. order 1\n   db    {db}\n\
-             room for images: 2 MiB\nat the longest: 0:01:20\n"
+             room for images: 2 MiB\nat the longest: 0:12:58\n"
         );
         assert_eq!(plan.text(), expected);
         assert_eq!(bench.toolstack.calls(), [""; 0]);
@@ -452,10 +438,10 @@ mod tests {
         let plan = planned(&bench, plan_stop);
         let rest = "save (at most 10 s), else shutdown (at most 10 s), else shutdown (at most 10 s)";
         let usual = format!("migrate to far or further (at most 10 s), else {rest}");
-        // Two migrations and three saves in turn, and two shutdowns.
+        // Two migrations and three saves in turn with what is beyond their limits, two shutdowns, and guests that come back.
         let expected = format!(
             "1. no order given\n   web   {usual}\n   mail  {usual}\n   db    {rest}\nroom for images: 3 MiB\n\
-             at the longest: 0:01:10\n"
+             at the longest: 0:31:18\n"
         );
         assert_eq!(plan.text(), expected);
         let json: serde_json::Value = serde_json::from_str(&plan.json()).expect("JSON");
@@ -467,8 +453,8 @@ mod tests {
     fn stop_has_no_longest_time_when_a_step_has_no_limit_unless_the_whole_has_one() {
         for (settings, last) in [
             ("XENDOMAINS_STOP_MAXWAIT=0\n", "at the longest: no limit"),
-            ("XENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_STOP_TIMEOUT=90\n", "at the longest: 0:01:30"),
-            ("XENDOMAINS_STOP_TIMEOUT=90\n", "at the longest: 0:01:30"),
+            ("XENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_STOP_TIMEOUT=90\n", "at the longest: 0:04:30"),
+            ("XENDOMAINS_STOP_TIMEOUT=90\n", "at the longest: 0:04:30"),
         ] {
             let mut bench = Bench::new();
             bench.settings.push_str(settings);

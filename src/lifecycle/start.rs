@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{Images, auto_guests, images, set_aside, tell_aside, unreadable_image_of};
 use super::libvirt::warn_of_libvirt;
+use super::longest::warn_of_long_stop_now;
 use super::migrations::{Elsewhere, ask_for, elsewhere};
 use super::order::{Level, levels};
 use super::recovery::{begin_building, recover};
@@ -52,6 +53,7 @@ pub fn start(run: &Run<'_>) {
     if let Err(error) = start.all() {
         run.report.error(&reason(&error));
     }
+    warn_of_long_stop_now(run);
     run.report.summary("start", begun.elapsed());
 }
 

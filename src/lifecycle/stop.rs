@@ -30,6 +30,9 @@ const ROUNDS: usize = 4;
 /// How long a guest that reboots may be away before it is there again: its xl waits for two seconds.
 const REBOOT: Duration = Duration::from_secs(3);
 
+/// The pauses for guests that come back, in all rounds.
+pub(super) const RETURNS: Duration = REBOOT.saturating_mul(ROUNDS as u32 - 1);
+
 /// What a step that may take all the time leaves to each one after it, if there is as much.
 const RESERVE: Duration = Duration::from_secs(60);
 
@@ -229,14 +232,14 @@ impl<'a> Stop<'a> {
         let shutdown_all = settings.shutdown_all.value;
         let selected = self.in_rounds(
             |guests| self.select(guests),
-            |guests| self.stop_levels(guests, &ways, u32::from(shutdown_all.is_some())),
+            |guests, deadline| self.stop_levels(guests, &ways, deadline, u32::from(shutdown_all.is_some())),
         )?;
         if let Some(options) = shutdown_all {
             let alive = |mut guests: Vec<Domain>| {
                 guests.retain(is_alive);
                 guests
             };
-            self.in_rounds(alive, |guests| self.shut_down_rest(guests, options))?;
+            self.in_rounds(alive, |guests, deadline| self.shut_down_rest(guests, deadline, options))?;
         }
         self.finish(&selected)
     }
@@ -247,11 +250,12 @@ impl<'a> Stop<'a> {
     fn in_rounds(
         &self,
         select: impl Fn(Vec<Domain>) -> Vec<Domain>,
-        stop: impl Fn(&[Domain]),
+        stop: impl Fn(&[Domain], Option<Instant>),
     ) -> Result<HashSet<uuid::Uuid>, Error> {
         let mut met = HashSet::new();
         let mut selected = HashSet::new();
-        for _ in 0..ROUNDS {
+        let mut deadline = self.deadline;
+        for round in 0..ROUNDS {
             let mut guests = select(self.guests()?);
             guests.retain(|guest| met.insert((guest.domid, guest.uuid)));
             if guests.is_empty() || self.is_told_to_end() {
@@ -260,7 +264,10 @@ impl<'a> Stop<'a> {
             selected.extend(guests.iter().map(|guest| guest.uuid));
             self.run.report.expect("stopped", guests.iter().map(|guest| name(guest).to_owned()));
             self.may_return.store(false, Ordering::Relaxed);
-            stop(&guests);
+            if round == 1 {
+                deadline = self.limit(&PerGuest::default(), deadline);
+            }
+            stop(&guests, deadline);
             if self.may_return.load(Ordering::Relaxed) && !is_over(self.deadline) {
                 self.run.pause(REBOOT);
             }
@@ -340,15 +347,15 @@ impl<'a> Stop<'a> {
         }
     }
 
-    /// Stops guests level by level; `later` steps of the stop come after them.
-    fn stop_levels(&self, guests: &[Domain], ways: &Ways<'_>, later: u32) {
+    /// Stops guests level by level within a time; `later` steps of the stop come after them.
+    fn stop_levels(&self, guests: &[Domain], ways: &Ways<'_>, deadline: Option<Instant>, later: u32) {
         let mut levels = self.stop_order(guests);
         while let Some(level) = levels.pop() {
             if self.is_told_to_end() {
                 return;
             }
             let later = later + u32::try_from(levels.len()).unwrap_or(u32::MAX);
-            let deadline = self.deadline.map(|deadline| share(deadline, later));
+            let deadline = deadline.map(|deadline| share(deadline, later));
             all_at_once(level.guests, |guest| {
                 self.stop_guest(&self.task(guest, deadline), ways);
             });
@@ -671,11 +678,11 @@ impl<'a> Stop<'a> {
     }
 
     /// SHUTDOWN_ALL: everything that still runs, selected or not.
-    fn shut_down_rest(&self, guests: &[Domain], options: ShutdownOptions) {
+    fn shut_down_rest(&self, guests: &[Domain], deadline: Option<Instant>, options: ShutdownOptions) {
         let mut levels = self.stop_order(guests);
         while let Some(level) = levels.pop() {
             let later = u32::try_from(levels.len()).unwrap_or(u32::MAX);
-            let deadline = self.deadline.map(|deadline| share(deadline, later));
+            let deadline = deadline.map(|deadline| share(deadline, later));
             all_at_once(level.guests, |guest| {
                 if !self.is_told_to_end() {
                     self.wake(guest.domain);

@@ -14,7 +14,7 @@ use crate::toolstack::{Domain, Domid};
 use super::workers::lock;
 
 /// How long a stop waits for restarts that are under way.
-const RESTARTS: Duration = Duration::from_secs(60);
+pub(super) const RESTARTS: Duration = Duration::from_secs(60);
 
 /// The connection of a start to the monitor.
 pub(super) struct Watching<'a> {

@@ -18,7 +18,7 @@ use crate::image::{Guest, Image, NewImage, SaveDirectory, Saved};
 use crate::interrupt::Interrupt;
 use crate::report::{Buffer, Exit, Reporter};
 use crate::settings::Settings;
-use crate::toolstack::{AfterSave, Domain, Domid, Ending, Error, Note, ShutdownReason, State, Toolstack};
+use crate::toolstack::{AfterSave, Domain, Domid, Ending, Error, Made, Note, ShutdownReason, State, Toolstack};
 
 /// How a call goes wrong, or differently.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -82,6 +82,16 @@ impl World {
             uptime: Some(Duration::from_secs(90061)),
         });
         self.last_domid
+    }
+
+    /// A domain that has not run yet.
+    fn make(&mut self, name: &str, uuid: Uuid, made: &Made) -> Domid {
+        let domid = self.add(name, uuid, State::Paused);
+        self.domains.iter_mut().filter(|domain| domain.domid == domid).for_each(|domain| {
+            domain.cpu_time = Duration::ZERO;
+        });
+        made(domid);
+        domid
     }
 
     fn name(&self, domid: Domid) -> String {
@@ -222,17 +232,17 @@ impl Toolstack for Mock {
         })
     }
 
-    fn create(&self, guest: &GuestConfig, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
+    fn create(&self, guest: &GuestConfig, _: Option<Instant>, _: Note<'_>, made: Made) -> Result<Domid, Error> {
         self.with(|world| {
             world.call("create", &guest.name)?;
-            Ok(world.add(&guest.name, guest.uuid, State::Paused))
+            Ok(world.make(&guest.name, guest.uuid, &made))
         })
     }
 
-    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
+    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>, made: Made) -> Result<Domid, Error> {
         self.with(|world| {
             world.call("restore", &image.name)?;
-            Ok(world.add(&image.name, image.uuid, State::Paused))
+            Ok(world.make(&image.name, image.uuid, &made))
         })
     }
 
@@ -361,11 +371,23 @@ impl Toolstack for Arc<Mock> {
     fn domains(&self) -> Result<Vec<Domain>, Error> {
         (**self).domains()
     }
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
-        (**self).create(guest, deadline, note)
+    fn create(
+        &self,
+        guest: &GuestConfig,
+        deadline: Option<Instant>,
+        note: Note<'_>,
+        made: Made,
+    ) -> Result<Domid, Error> {
+        (**self).create(guest, deadline, note, made)
     }
-    fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
-        (**self).restore(image, deadline, note)
+    fn restore(
+        &self,
+        image: &Image,
+        deadline: Option<Instant>,
+        note: Note<'_>,
+        made: Made,
+    ) -> Result<Domid, Error> {
+        (**self).restore(image, deadline, note, made)
     }
     fn unpause(&self, domid: Domid) -> Result<(), Error> {
         (**self).unpause(domid)

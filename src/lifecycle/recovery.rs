@@ -2,13 +2,16 @@
 //! never ended or had just ended, guests that were being migrated, and guests that were being built.
 //!
 //! A guest that is being built has a note in a directory that does not outlive the boot. It is written before the build
-//! begins and removed when the guest runs. A domain with a note that is paused and has never run is therefore nobody's:
-//! it is destroyed, and its image, if it was just being taken out of the way, is put back.
+//! begins, gets the number of the domain as soon as that is there, and is removed when the guest runs or nothing of it is
+//! left. A domain with this number and UUID that has never run is therefore nobody's: it is destroyed, and its image, if
+//! it was just being taken out of the way, is put back. Without the number, a domain with this UUID may as well be
+//! somebody else's (`xl create -p`, an `xl restore` under way), and is only named.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -16,18 +19,37 @@ use super::directories::tell_aside;
 use super::migrations::recover_migrated;
 use super::{Run, name, reason};
 use crate::image::{self, Image, LeftBehind, SaveDirectory};
-use crate::toolstack::{AfterSave, Domain, Error, ShutdownReason, State};
+use crate::toolstack::{AfterSave, Domain, Domid, Error, Made, ShutdownReason, State};
 
-/// The note that a guest is being built. A build that fails leaves it there: should anything be left of the domain, the
-/// next start or stop removes that.
-#[must_use = "it is to be removed when the guest runs"]
-pub(super) struct Building(PathBuf);
+/// The note that a guest is being built.
+#[must_use = "it is to be removed when the build has come to its end"]
+pub(super) struct Building {
+    path: PathBuf,
+    uuid: Uuid,
+    note: Arc<File>,
+}
 
 impl Building {
-    /// The guest runs.
-    pub(super) fn finished(self) {
-        // If it stays, the next start or stop sees that the guest has run, and removes it.
-        let _ = fs::remove_file(self.0);
+    /// Notes the number of each domain that is made for the guest.
+    pub(super) fn made(&self) -> Made {
+        let note = Arc::clone(&self.note);
+        Arc::new(move |domid| {
+            // Without its number, a domain that is left behind is named and not removed.
+            let _ = (&*note).write_all(format!("{domid}\n").as_bytes());
+        })
+    }
+
+    /// Removes the note, unless a domain is left of a build that has failed: the next start or stop sees to that.
+    pub(super) fn ended(self, run: &Run<'_>, runs: bool) {
+        let is_left = || {
+            let (_, numbers) = read_note(&self.path);
+            let is_it = |domain: &Domain| is_half_built(domain, self.uuid) && numbers.contains(&domain.domid);
+            run.toolstack.domains().map_or(true, |domains| domains.iter().any(is_it))
+        };
+        if runs || !is_left() {
+            // If it stays, the next start or stop sees that the guest has run, or is gone, and removes it.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -36,8 +58,23 @@ pub(super) fn begin_building(run: &Run<'_>, uuid: Uuid, image: Option<&Image>) -
     let directory = &run.host.run_dir;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let path = directory.join(uuid.to_string());
-    fs::write(&path, image.map(Image::file_number).map_or(String::new(), |number| number.to_string()))?;
-    Ok(Building(path))
+    let number = image.map(Image::file_number).map_or(String::new(), |number| number.to_string());
+    fs::write(&path, number + "\n")?;
+    let note = Arc::new(File::options().append(true).open(&path)?);
+    Ok(Building { path, uuid, note })
+}
+
+/// Reads a note: the number of the image, and those of the domains that were made.
+fn read_note(path: &Path) -> (Option<u64>, Vec<Domid>) {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let mut lines = text.lines().map(str::trim);
+    let image = lines.next().and_then(|line| line.parse().ok());
+    (image, lines.filter_map(|line| line.parse().ok()).collect())
+}
+
+/// Whether the domain has this UUID and has not run yet. What is kept of an earlier life of the guest has its UUID too.
+fn is_half_built(domain: &Domain, uuid: Uuid) -> bool {
+    domain.domid != 0 && domain.uuid == uuid && domain.has_never_run() && !domain.is_half_of_a_migration()
 }
 
 /// Puts right what was left half done, before anything else is done, and returns the domains that there are then.
@@ -221,13 +258,17 @@ fn forget_builds(run: &Run<'_>, domains: &[Domain], save: Option<&Path>) -> bool
     let mut any = false;
     for note in notes.filter_map(Result::ok) {
         let Some(uuid) = note.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()) else { continue };
-        let number = fs::read_to_string(note.path()).unwrap_or_default().trim().parse().ok();
-        // What is kept of an earlier life of the guest has its UUID too.
-        let is_half_built = |domain: &&Domain| {
-            let (paused, unused) = (domain.state == State::Paused, domain.cpu_time.is_zero());
-            domain.uuid == uuid && domain.domid != 0 && paused && unused
-        };
-        if let Some(domain) = domains.iter().find(is_half_built) {
+        let (number, made) = read_note(&note.path());
+        let candidates: Vec<_> = domains.iter().filter(|domain| is_half_built(domain, uuid)).collect();
+        if let (true, Some(domain)) = (made.is_empty(), candidates.first()) {
+            let (guest, domid) = (name(domain), domain.domid);
+            run.report.error(&format!(
+                "{guest}: domain {domid} was left half built by a start that was killed, or is being built by somebody \
+                 else; if nobody is, `xl destroy {domid}` and start again"
+            ));
+            continue;
+        }
+        if let Some(domain) = candidates.into_iter().find(|domain| made.contains(&domain.domid)) {
             any = true;
             let guest = domain.name.clone().unwrap_or_else(|| uuid.to_string());
             if let Err(error) = run.toolstack.destroy(domain.domid) {
@@ -368,15 +409,15 @@ mod tests {
             bench.auto("db", "db");
             let image = Image::open(&bench.path("save/web")).expect("an image");
             bench.run(|run| {
-                drop(begin_building(run, uuid_of("web"), Some(&image)).expect("a note"));
-                drop(begin_building(run, uuid_of("db"), None).expect("a note"));
+                for (name, image) in [("web", Some(&image)), ("db", None)] {
+                    let building = begin_building(run, uuid_of(name), image).expect("a note");
+                    // The first attempt came to nothing.
+                    building.made()(90);
+                    building.made()(never_run(&bench, name));
+                }
             });
             if consumed {
                 image.consume().map(drop).expect("renamed");
-            }
-            for name in ["web", "db"] {
-                let domid = bench.toolstack.domain(name, State::Paused);
-                bench.toolstack.change(domid, |domain| domain.cpu_time = std::time::Duration::ZERO);
             }
             assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
             assert_eq!(bench.toolstack.left(), ["db Running", "web Running"]);
@@ -387,12 +428,84 @@ mod tests {
         }
     }
 
+    /// A domain that was made and not let run.
+    fn never_run(bench: &Bench, name: &str) -> Domid {
+        let domid = bench.toolstack.domain(name, State::Paused);
+        bench.toolstack.change(domid, |domain| domain.cpu_time = std::time::Duration::ZERO);
+        domid
+    }
+
+    fn notes(bench: &Bench) -> usize {
+        fs::read_dir(&bench.host.run_dir).map_or(0, Iterator::count)
+    }
+
+    #[test]
+    fn a_build_that_failed_and_left_nothing_leaves_no_note() {
+        for fault in [Fault::Fails, Fault::TimesOut] {
+            let bench = Bench::new();
+            bench.auto("db", "db");
+            bench.image("web");
+            bench.toolstack.fault("create db", fault);
+            bench.toolstack.fault("unpause web", fault);
+            assert_eq!(bench.start(), Exit::Failed);
+            assert_eq!(notes(&bench), 0);
+            // What somebody else makes then is nobody's remains.
+            never_run(&bench, "db");
+            never_run(&bench, "web--incoming");
+            bench.toolstack.change(bench.toolstack.get_by_name("web--incoming").domid, |domain| {
+                domain.uuid = uuid_of("web");
+            });
+            let before = bench.toolstack.calls().len();
+            for command in [Bench::start, Bench::stop] {
+                command(&bench);
+                assert_eq!(bench.toolstack.left(), ["db Paused", "web--incoming Paused"]);
+            }
+            assert_eq!(bench.toolstack.calls()[before..], [""; 0]);
+        }
+    }
+
+    #[test]
+    fn a_build_that_leaves_its_domain_keeps_its_note_until_that_is_gone() {
+        let bench = Bench::new();
+        bench.image("web");
+        bench.toolstack.fault("unpause web", Fault::Fails);
+        bench.toolstack.fault("destroy web", Fault::Fails);
+        assert_eq!(bench.start(), Exit::Failed);
+        assert_eq!((notes(&bench), bench.toolstack.left()), (1, vec!["web Paused".to_owned()]));
+        bench.toolstack.no_fault("unpause web");
+        bench.toolstack.no_fault("destroy web");
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!((notes(&bench), bench.toolstack.left()), (0, vec!["web Running".to_owned()]));
+    }
+
+    #[test]
+    fn only_the_domain_whose_number_is_noted_is_removed() {
+        for number in [None, Some(70)] {
+            let bench = Bench::new();
+            bench.auto("web", "web");
+            bench.run(|run| {
+                let building = begin_building(run, uuid_of("web"), None).expect("a note");
+                number.into_iter().for_each(|number| building.made()(number));
+            });
+            let domid = never_run(&bench, "web");
+            let exit = bench.start();
+            assert_eq!(bench.toolstack.left(), ["web Paused"]);
+            assert_eq!(bench.toolstack.calls(), [""; 0]);
+            let advice = format!("`xl destroy {domid}` and start again");
+            // Without a number it may be what a killed start has left, which only a person can tell.
+            let expected = if number.is_none() { (Exit::Failed, true, 1) } else { (Exit::Done, false, 0) };
+            assert_eq!((exit, bench.err().contains(&advice), notes(&bench)), expected, "{}", bench.err());
+            let in_the_way = format!("web: not started: domain {domid} (web) is in the way: it was never let run");
+            assert!(bench.err().contains(&in_the_way), "{}", bench.err());
+        }
+    }
+
     #[test]
     fn a_guest_that_has_run_is_nobodys_half_built_one() {
         let bench = Bench::new();
-        bench.run(|run| drop(begin_building(run, uuid_of("web"), None).expect("a note")));
         // The mock's guests have used CPU time.
-        bench.toolstack.domain("web", State::Paused);
+        let domid = bench.toolstack.domain("web", State::Paused);
+        bench.run(|run| begin_building(run, uuid_of("web"), None).expect("a note").made()(domid));
         bench.start();
         assert_eq!(bench.toolstack.left(), ["web Paused"]);
         assert_eq!(fs::read_dir(&bench.host.run_dir).expect("notes").count(), 0);

@@ -15,7 +15,7 @@ use super::libvirt::warn_of_libvirt;
 use super::longest::warn_of_long_stop_now;
 use super::migrations::{Elsewhere, ask_for, elsewhere};
 use super::order::{Level, levels};
-use super::recovery::{begin_building, recover};
+use super::recovery::{Building, begin_building, recover};
 use super::watching::Watching;
 use super::workers::{Places, all_at_once, in_order, lock};
 use super::{Identity, Run, is_alive, name, reason, state_word};
@@ -616,17 +616,29 @@ impl<'a> Start<'a> {
         }
     }
 
-    fn try_to_restore(&self, mut image: Image, config: Option<&GuestConfig>) -> Result<(), Failure> {
+    fn try_to_restore(&self, image: Image, config: Option<&GuestConfig>) -> Result<(), Failure> {
         self.look_for_backends(&image.config)?;
         self.look_for(&needs::needs_to_restore(&image.config))?;
         if let Verdict::Stale(why) | Verdict::DiskMissing(why) = image.verdict() {
             return Err(why.into());
         }
-        self.run.xen_host.before_creation(&mut image.config).map_err(|error| error.to_string())?;
         let building = begin_building(self.run, image.uuid, Some(&image)).map_err(|error| self.no_note(&error))?;
-        let restore = |limit| self.run.toolstack.restore(&image, limit, &self.note(&image.name));
+        let restored = self.restore_noted(image, config, &building);
+        building.ended(self.run, restored.is_ok());
+        restored
+    }
+
+    fn restore_noted(
+        &self,
+        mut image: Image,
+        config: Option<&GuestConfig>,
+        building: &Building,
+    ) -> Result<(), Failure> {
+        self.run.xen_host.before_creation(&mut image.config).map_err(|error| error.to_string())?;
+        let restore = |limit| self.run.toolstack.restore(&image, limit, &self.note(&image.name), building.made());
         let domid =
             self.build(Action::Restore, &image.name, restore).inspect_err(|_| self.look_at_disks_again(&image))?;
+        building.made()(domid);
         let identity = Identity::of_image(&image);
         if let Some(consumed) = self.let_run(domid, &identity, Some(image), config)? {
             // It will never be restored again, whether it can be removed or not.
@@ -634,7 +646,6 @@ impl<'a> Start<'a> {
                 self.run.report.warn(&format!("the restored image is still there: {error}"));
             }
         }
-        building.finished();
         Ok(())
     }
 
@@ -694,6 +705,14 @@ impl<'a> Start<'a> {
         }
         match identity.find(domains) {
             None => true,
+            // Somebody may be about to let it run.
+            Some(domain) if domain.has_never_run() && domain.is_manageable() => {
+                let (id, other) = (domain.domid, name(domain));
+                let reason =
+                    format!("domain {id} ({other}) is in the way: it was never let run, or is being built");
+                self.run.report.warn(&format!("{}: not started: {reason}", identity.name));
+                false
+            }
             Some(domain) if is_alive(domain) && domain.is_manageable() => {
                 // One that was started just now has been reported.
                 if identity.find(before).is_some() {
@@ -740,17 +759,27 @@ impl<'a> Start<'a> {
         self.look_for_backends(&guest.json)?;
         self.look_for(&needs::needs(&guest.json))
             .map_err(|reason| format!("{}: {reason}", guest.path.display()))?;
-        let mut guest = guest.clone();
-        self.run.xen_host.before_creation(&mut guest.json).map_err(|error| error.to_string())?;
         let building = begin_building(self.run, guest.uuid, None).map_err(|error| self.no_note(&error))?;
-        let create = |limit| self.run.toolstack.create(&guest, limit, &self.note(&guest.name));
+        let created = self.create_noted(guest.clone(), unwanted, &building);
+        building.ended(self.run, created.is_ok());
+        created
+    }
+
+    fn create_noted(
+        &self,
+        mut guest: GuestConfig,
+        unwanted: Option<Image>,
+        building: &Building,
+    ) -> Result<(), Failure> {
+        self.run.xen_host.before_creation(&mut guest.json).map_err(|error| error.to_string())?;
+        let create = |limit| self.run.toolstack.create(&guest, limit, &self.note(&guest.name), building.made());
         let domid = self.build(Action::Create, &guest.name, create)?;
+        building.made()(domid);
         let identity = Identity { name: guest.name.clone(), uuid: Some(guest.uuid) };
         if let Some(aside) = self.let_run(domid, &identity, unwanted, Some(&guest))? {
             let why = "its guest was started without it, because RESTORE is not true";
             tell_aside(&aside.image().path, why, &aside, self.run.report);
         }
-        building.finished();
         Ok(())
     }
 }

@@ -225,7 +225,7 @@ impl<'a> Stop<'a> {
             }
         };
         let mut guests = recover(self.run)?;
-        guests.retain(Domain::is_manageable);
+        guests.retain(is_to_be_stopped);
         self.set_outdated_aside(&guests);
         let directory = self.save_directory(&self.select(guests));
         let ways = Ways { migration, directory };
@@ -278,7 +278,7 @@ impl<'a> Stop<'a> {
     /// All domains that stop may act on.
     pub(super) fn guests(&self) -> Result<Vec<Domain>, Error> {
         let mut guests = self.run.toolstack.domains()?;
-        guests.retain(Domain::is_manageable);
+        guests.retain(is_to_be_stopped);
         Ok(guests)
     }
 
@@ -700,7 +700,11 @@ impl<'a> Stop<'a> {
         }
         let settings = self.run.settings;
         let everything = self.is_about_all();
-        let guests = self.guests()?;
+        let mut guests = self.run.toolstack.domains()?;
+        guests.retain(Domain::is_manageable);
+        let (never_run, guests): (Vec<_>, Vec<_>) = guests.into_iter().partition(Domain::has_never_run);
+        let never_run = if everything { never_run } else { self.select(never_run) };
+        never_run.iter().for_each(|domain| self.report_never_run(domain));
         all_at_once(guests.iter().collect(), |guest: &Domain| {
             let destroy = Chain::new(settings, &self.wish(guest), None).destroy;
             if !everything && !selected.contains(&guest.uuid) {
@@ -714,6 +718,21 @@ impl<'a> Stop<'a> {
             }
         });
         Ok(())
+    }
+
+    /// Names a domain that somebody else is building or has left paused. To let it run would be to use it half built, and
+    /// nothing is in it that is not still where it is built from.
+    fn report_never_run(&self, domain: &Domain) {
+        let (guest, domid) = (name(domain), domain.domid);
+        // libxl writes it down when it has built a domain.
+        let kept = self.run.toolstack.monitoring().map(|monitoring| monitoring.kept_configuration(domid));
+        if let Some(Ok(None)) = kept {
+            let reason =
+                format!("left alone, somebody else is building it as domain {domid}; it may run any moment");
+            self.run.report.failed(Action::Stop, guest, self.begun.elapsed(), &reason);
+        } else {
+            self.run.report.warn(&format!("{guest}: left paused as domain {domid}: it was never let run"));
+        }
     }
 
     fn report_left(&self, guest: &Domain) {
@@ -745,6 +764,11 @@ impl<'a> Stop<'a> {
     fn is_told_to_end(&self) -> bool {
         self.run.interrupt.is_asked()
     }
+}
+
+/// Whether stop may act on a domain. One that has never run is not a guest yet.
+fn is_to_be_stopped(domain: &Domain) -> bool {
+    domain.is_manageable() && !domain.has_never_run()
 }
 
 /// The guests of the AUTO directory, for what their files ask for and, with AUTO_ONLY, to select guests by.
@@ -992,6 +1016,20 @@ mod tests {
         assert_eq!(bench.toolstack.calls_of("saving"), [""; 0]);
         assert!(bench.err().contains("crashed: has crashed"));
         assert!(bench.err().contains("saving: stop FAILED"), "{}", bench.err());
+    }
+
+    #[test]
+    fn a_domain_that_was_never_let_run_is_left_alone_and_so_is_its_image() {
+        for settings in ["", "XENDOMAINS_DESTROY=true\n", "XENDOMAINS_MIGRATE=far\n"] {
+            let bench = with_settings(settings);
+            bench.image("web");
+            let domid = bench.toolstack.domain("web", State::Paused);
+            bench.toolstack.change(domid, |domain| domain.cpu_time = Duration::ZERO);
+            assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+            assert_eq!(bench.toolstack.calls(), [""; 0]);
+            assert_eq!((bench.toolstack.left(), bench.saved()), (vec!["web Paused".into()], vec!["web".into()]));
+            assert!(bench.err().contains("web: left paused as domain 2: it was never let run"), "{}", bench.err());
+        }
     }
 
     #[test]

@@ -236,9 +236,12 @@ impl Worker<'_> {
             self.wait_for_remains(restart.old, restart.uuid);
         }
         for other in domains.iter().filter(|domain| domain.domid != restart.old && domain.domid != 0) {
-            let half_made = other.uuid == restart.uuid && other.state == State::Paused && other.cpu_time.is_zero();
-            if half_made {
+            let is_half_made = other.uuid == restart.uuid && other.has_never_run();
+            if is_half_made && self.restarts().number(restart.uuid) == Some(other.domid) {
                 toolstack.destroy(other.domid).map_err(gone)?;
+            } else if other.has_never_run() && other.name.as_deref() == Some(&restart.name) {
+                let why = "is in the way: it was never let run, or is being built by somebody else";
+                return Err(format!("domain {} {why}", other.domid));
             } else if other.state != State::Dying && other.name.as_deref() == Some(&restart.name) {
                 // Let run already, or started by somebody else.
                 return Ok(Some(other.domid));
@@ -275,7 +278,9 @@ impl Worker<'_> {
         };
         let deadline = settings.start_maxwait.value.and_then(|limit| Instant::now().checked_add(limit));
         let note = |text: &str| self.note(&restart.name, text);
-        let domid = toolstack.create(&guest, deadline, &note).map_err(|error| error.to_string())?;
+        let domid = toolstack
+            .create(&guest, deadline, &note, self.restarts().made(restart.uuid))
+            .map_err(|error| error.to_string())?;
         self.mark(restart, domid);
         toolstack.unpause(domid).map_err(|error| {
             let destroyed = toolstack.destroy(domid).err();

@@ -6,18 +6,22 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::mark::Mark;
-use crate::toolstack::Domid;
+use crate::toolstack::{Domid, Made};
 
 const VERSION: u32 = 1;
 
 /// Hidden, so that it is nobody's UUID.
 const TEMPORARY: &str = ".new";
+
+/// The end of the name of a file with a domain's number.
+const NUMBER: &str = "domain";
 
 /// How the guest comes to run again, if it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +95,8 @@ impl Restarts {
 
     /// The guest runs, or is nobody's concern any more.
     pub fn remove(&self, uuid: Uuid) -> io::Result<()> {
+        // No other domain gets this number as long as the one that has it is there.
+        let _ = fs::remove_file(self.path(uuid).with_extension(NUMBER));
         match fs::remove_file(self.path(uuid)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -106,7 +112,7 @@ impl Restarts {
             Err(error) => return (restarts, vec![format!("{}: {error}", self.0.display())]),
         };
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            if path.extension().is_some_and(|end| TEMPORARY[1..] == *end) {
+            if path.extension().is_some_and(|end| TEMPORARY[1..] == *end || end == NUMBER) {
                 continue;
             }
             match read(&path) {
@@ -118,6 +124,20 @@ impl Restarts {
         }
         restarts.sort_by(|one, other| one.name.cmp(&other.name));
         (restarts, unreadable)
+    }
+
+    /// Writes down the number of the domain that is made for a guest, as soon as it has one.
+    pub fn made(&self, uuid: Uuid) -> Made {
+        let path = self.path(uuid).with_extension(NUMBER);
+        Arc::new(move |domid| {
+            // Without it, a domain that is left half made is named and not removed.
+            let _ = fs::write(&path, domid.to_string());
+        })
+    }
+
+    /// The number of the domain that was made for a guest, if that was written down.
+    pub fn number(&self, uuid: Uuid) -> Option<Domid> {
+        fs::read_to_string(self.path(uuid).with_extension(NUMBER)).ok()?.parse().ok()
     }
 
     fn path(&self, uuid: Uuid) -> PathBuf {

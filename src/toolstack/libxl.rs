@@ -8,13 +8,12 @@ use std::io::Seek;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
-use uuid::Uuid;
 use xenlight::{
     Cause, Children, Context, DomainChange, DomainConfig, DomainEvent, DomainEvents, DomainInfo, ErrorCode,
     Library, LogLevel, LogRecord, LogSink, Operation, Release, SaveEnd, SaveFlags, Trigger, Wait,
@@ -24,7 +23,7 @@ use super::create_lock;
 use super::memory::{Demand, Memory, Room};
 use super::xenstored;
 use super::{
-    Domain, Domid, Ending, Error, Monitoring, Note, ShutdownReason, State, Toolstack, may_pass, not_of_xend,
+    Domain, Domid, Ending, Error, Made, Monitoring, Note, ShutdownReason, State, Toolstack, may_pass, not_of_xend,
     stream_of, without_domid,
 };
 use crate::guest_config::{Cpus, GuestConfig, XlConf};
@@ -62,19 +61,31 @@ pub struct Libxl {
     memory: Option<Memory>,
 }
 
-/// Writes libxl's log to standard error as it comes.
-struct Log;
+/// What libxl says of a domain, in every release so far, when it has just been made and nothing is in it yet.
+const IS_MADE: &str = "running bootloader";
+
+/// Listens to libxl's log.
+struct Log {
+    /// Whether it is written to standard error as it comes.
+    verbose: bool,
+    /// Who wants to know which domain is being built, of a context that builds one.
+    made: Option<Made>,
+}
 
 impl LogSink for Log {
     fn record(&self, record: &LogRecord) {
-        if record.level != LogLevel::Progress {
+        if self.verbose && record.level != LogLevel::Progress {
             eprintln!("{record}");
+        }
+        if let (Some(made), LogLevel::Debug, true) = (&self.made, record.level, record.text.contains(IS_MADE)) {
+            record.domid().into_iter().for_each(&**made);
         }
     }
 }
 
-fn connect(library: &Library, verbose: bool) -> Result<Context, xenlight::Error> {
-    let sink = verbose.then(|| Box::new(Log) as Box<dyn LogSink>);
+fn connect(library: &Library, verbose: bool, made: Option<Made>) -> Result<Context, xenlight::Error> {
+    let wanted = verbose || made.is_some();
+    let sink = wanted.then(|| Box::new(Log { verbose, made }) as Box<dyn LogSink>);
     // Several contexts, each with children: the one mode in which libxl allows that.
     Context::open(library, Children::LibxlReapsOwn, sink)
 }
@@ -100,7 +111,7 @@ impl Libxl {
         verbose: bool,
         interrupt: Arc<Interrupt>,
     ) -> Result<Self, OpenError> {
-        let context = connect(&library, verbose).map_err(OpenError::Connect)?;
+        let context = connect(&library, verbose, None).map_err(OpenError::Connect)?;
         let version = context.version().ok();
         let command_line = version.as_ref().map(|version| version.commandline.as_str());
         let memory = xl_conf.autoballoon.is_on(context.release().minor, command_line).then(|| {
@@ -117,8 +128,8 @@ impl Libxl {
 
     /// A context of its own for a call that builds a domain: libxl does that with the context locked, so on a shared
     /// one builds would wait for each other, and all other calls for them.
-    fn builder(&self, action: &'static str) -> Result<Context, Error> {
-        connect(&self.library, self.verbose).map_err(|e| failed(action, &e))
+    fn builder(&self, action: &'static str, made: Option<Made>) -> Result<Context, Error> {
+        connect(&self.library, self.verbose, made).map_err(|e| failed(action, &e))
     }
 
     /// Sees to it that there is memory for a guest, where that is done. Keeps xl's lock and the memory until dropped.
@@ -145,7 +156,7 @@ impl Libxl {
         context: &Context,
         action: &'static str,
         build: xenlight::Result<Operation<Domid>>,
-        uuid: Option<Uuid>,
+        made: &OnceLock<Domid>,
         limit: impl FnMut() -> Option<Instant>,
     ) -> Result<Domid, Error> {
         let (outcome, timed_out) = self.within(build, limit);
@@ -153,22 +164,15 @@ impl Libxl {
             let mut error = failed(action, &e);
             error.timed_out = timed_out;
             let stuck = matches!(e.cause(), Cause::Stuck(_));
-            if let Some(leftover) =
-                e.leftover().or_else(|| uuid.filter(|_| stuck).and_then(|uuid| self.paused(uuid)))
-            {
+            // A build that does not come back does not say which domain it was making. Left alone that would look like
+            // a guest that somebody has paused.
+            if let Some(leftover) = e.leftover().or_else(|| made.get().copied().filter(|_| stuck)) {
                 if let Err(e) = context.destroy(leftover).and_then(Operation::wait) {
                     error.cause += &format!("; its half-made domain {leftover} could not be removed: {e}");
                 }
             }
             error
         })
-    }
-
-    /// The domain with this UUID that has been made and does not run. A build that does not come back does not say which
-    /// it was making; left alone it would look like a guest that somebody has paused.
-    fn paused(&self, uuid: Uuid) -> Option<Domid> {
-        let made = |info: &DomainInfo| info.uuid == uuid && info.paused && !info.dying && info.shutdown.is_none();
-        self.context.list().ok()?.into_iter().find(made).map(|info| info.domid)
     }
 
     /// Writes a guest's state to a file or to whoever is at the other end of a pipe, and leaves it suspended. After an
@@ -247,6 +251,17 @@ impl Libxl {
             Err(e) => Err(e),
         }
     }
+}
+
+/// Remembers the number of a domain that is being built, besides telling it.
+fn remembered(made: Made) -> (Arc<OnceLock<Domid>>, Made) {
+    let number = Arc::new(OnceLock::new());
+    let remember = Arc::clone(&number);
+    let tell = move |domid| {
+        let _ = remember.set(domid);
+        made(domid);
+    };
+    (number, Arc::new(tell))
 }
 
 fn failed(action: &'static str, e: &xenlight::Error) -> Error {
@@ -415,18 +430,32 @@ impl Toolstack for Libxl {
         SystemTime::now().duration_since(self.context.start_time(domain.domid)?).ok()
     }
 
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
+    fn create(
+        &self,
+        guest: &GuestConfig,
+        deadline: Option<Instant>,
+        note: Note<'_>,
+        made: Made,
+    ) -> Result<Domid, Error> {
         const ACTION: &str = "create";
-        let context = self.builder(ACTION)?;
+        let (number, made) = remembered(made);
+        let context = self.builder(ACTION, Some(made))?;
         let config = DomainConfig::from_json(guest.json.clone()).map_err(|e| failed(ACTION, &e))?;
         let _room = self.make_room(&context, ACTION, &config, deadline, note)?;
-        self.finish_build(&context, ACTION, context.create(&config), config.uuid(), || deadline)
+        self.finish_build(&context, ACTION, context.create(&config), &number, || deadline)
     }
 
-    fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error> {
+    fn restore(
+        &self,
+        image: &Image,
+        deadline: Option<Instant>,
+        note: Note<'_>,
+        made: Made,
+    ) -> Result<Domid, Error> {
         const ACTION: &str = "restore";
         not_of_xend(ACTION, image)?;
-        let context = self.builder(ACTION)?;
+        let (number, made) = remembered(made);
+        let context = self.builder(ACTION, Some(made))?;
         let stream = stream_of(ACTION, image)?;
         let config =
             DomainConfig::from_json(without_domid(image.config.clone())).map_err(|e| failed(ACTION, &e))?;
@@ -436,7 +465,7 @@ impl Toolstack for Libxl {
         let position =
             stream.try_clone().map_err(|e| Error::new(ACTION, format!("can't follow its progress: {e}")))?;
         let limit = while_it_moves(patience, move || (&position).stream_position().ok());
-        self.finish_build(&context, ACTION, context.restore(&config, stream.into()), config.uuid(), limit)
+        self.finish_build(&context, ACTION, context.restore(&config, stream.into()), &number, limit)
     }
 
     fn unpause(&self, domid: Domid) -> Result<(), Error> {

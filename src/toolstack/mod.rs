@@ -14,6 +14,7 @@ mod xenstored;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -93,13 +94,24 @@ impl Domain {
     /// Domain 0, domains that must never be stopped, device model stub domains, nameless domains (being
     /// destroyed, or not ours) and the two halves of a migration (`--incoming`, `--migratedaway`) are not.
     pub fn is_manageable(&self) -> bool {
-        let Some(name) = &self.name else { return false };
         self.domid != 0
+            && self.name.is_some()
             && !self.never_stop
             && !self.stubdom
             && self.state != State::Dying
-            && !name.ends_with("--incoming")
-            && !name.ends_with(AWAY)
+            && !self.is_half_of_a_migration()
+    }
+
+    /// Whether its name says that a migration is moving it here or away.
+    pub fn is_half_of_a_migration(&self) -> bool {
+        self.name.as_deref().is_some_and(|name| name.ends_with("--incoming") || name.ends_with(AWAY))
+    }
+
+    /// Whether it has not been let run since it was made: somebody is still building it, or has left it paused. There is
+    /// nothing in it that could be lost. The hypervisor makes every domain paused and counts each moment for which a
+    /// virtual CPU of it has run; xl shows tenths of a second.
+    pub fn has_never_run(&self) -> bool {
+        self.state == State::Paused && self.cpu_time.is_zero()
     }
 }
 
@@ -165,6 +177,10 @@ pub enum AfterSave {
 
 /// Is told what a call waits for, when that is not the guest's own doing and may take long.
 pub type Note<'a> = &'a dyn Fn(&str);
+
+/// Is told the number of a domain as soon as it has one, while it is still being built. It may be called with libxl's lock
+/// held, more than once for a build that is tried again.
+pub type Made = Arc<dyn Fn(Domid) + Send + Sync>;
 
 /// Domain numbers from here on stand for something else than a domain.
 const FIRST_RESERVED_DOMID: u64 = 0x7ff0;
@@ -235,15 +251,27 @@ pub trait Toolstack: Send + Sync {
         domain.uptime
     }
 
-    /// Creates a guest and leaves it paused. After an error no half-made domain is left.
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error>;
+    /// Creates a guest and leaves it paused. After an error no half-made domain is left. Not every toolstack tells `made`.
+    fn create(
+        &self,
+        guest: &GuestConfig,
+        deadline: Option<Instant>,
+        note: Note<'_>,
+        made: Made,
+    ) -> Result<Domid, Error>;
 
     /// Builds a guest from a saved image and leaves it paused; the image file is only read. After an error no
-    /// half-made domain is left.
+    /// half-made domain is left. Not every toolstack tells `made`.
     ///
     /// The time until `deadline` is the longest that may pass without any of the image being read. How fast it is read depends
     /// on the disk and on the other guests that are restored from it.
-    fn restore(&self, image: &Image, deadline: Option<Instant>, note: Note<'_>) -> Result<Domid, Error>;
+    fn restore(
+        &self,
+        image: &Image,
+        deadline: Option<Instant>,
+        note: Note<'_>,
+        made: Made,
+    ) -> Result<Domid, Error>;
 
     /// Lets a paused guest run.
     fn unpause(&self, domid: Domid) -> Result<(), Error>;

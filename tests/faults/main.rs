@@ -213,6 +213,8 @@ scenarios! {
     a_slow_restore_is_not_given_up_and_one_that_stands_still_is:
         not over xl and xm, "how far a command is can't be seen, so it has no limit";
     a_creation_that_fails_leaves_no_half_made_domain;
+    what_somebody_else_is_building_is_not_stopped_and_its_image_stays;
+    a_build_that_failed_costs_nobody_else_a_domain;
     what_a_busy_host_had_no_time_for_is_tried_again:
         not over xm, "xend waits by itself";
     a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host;
@@ -470,6 +472,45 @@ fn what_a_busy_host_had_no_time_for_is_tried_again() {
         let expected = format!("{said}; it is tried again after the others");
         assert!(start.said.contains(&expected), "{}", start.said);
         assert_eq!(dom0.guests(), [("web".to_owned(), true)]);
+    }
+}
+
+/// As `xl create -p`, an `xl restore` under way and an incoming migration are seen by others.
+fn never_run(name: &str, uuid: &str) -> Value {
+    json!({"name": name, "uuid": uuid, "paused": true, "cpu_time_ns": 0, "building": true})
+}
+
+const WEB: &str = "4b1d7a52-6c2e-4f0a-9d53-1f0c7a7e0a02";
+
+fn what_somebody_else_is_building_is_not_stopped_and_its_image_stays() {
+    let dom0 = Dom0::new(json!([{"name": "web", "uuid": WEB}]), "");
+    assert_eq!(dom0.run("stop").code, 0);
+    dom0.control.host(json!({"domains": [never_run("web", WEB), {"name": "db"}]}));
+    let stop = dom0.run("stop");
+    assert_eq!((dom0.guests(), dom0.images()), (vec![("web".to_owned(), false)], vec!["db".into(), "web".into()]));
+    // Only libxl tells that a domain is not complete yet; what is complete and has never run loses nothing.
+    let building = COMMAND.is_none();
+    assert_eq!(stop.code, u8::from(building), "{}", stop.said);
+    let expected = if building { "somebody else is building it as domain" } else { "it was never let run" };
+    assert!(stop.said.contains(expected), "{}", stop.said);
+    let start = dom0.run("start");
+    assert!(start.said.contains("web: not restored: domain"), "{}", start.said);
+    assert_eq!((dom0.guests().len(), dom0.images()), (2, vec!["web".to_owned()]), "{}", start.said);
+    assert!(!dom0.called("libxl_domain_unpause", "web"));
+}
+
+fn a_build_that_failed_costs_nobody_else_a_domain() {
+    for name in ["web", "web--incoming"] {
+        let dom0 = Dom0::new(json!([]), "");
+        dom0::add_guest(dom0.directory.path(), "web", &format!("uuid = \"{WEB}\"\n"));
+        dom0.control.script(json!({"call": "libxl_domain_create_new", "nth": 1, "error": -3}));
+        let start = dom0.run("start");
+        assert_eq!((start.code, dom0.guests()), (1, vec![]), "{}", start.said);
+        dom0.control.host(json!({"domains": [never_run(name, WEB)]}));
+        for command in ["start", "stop"] {
+            let ended = dom0.run(command);
+            assert_eq!(dom0.guests(), [(name.to_owned(), false)], "{command}: {}", ended.said);
+        }
     }
 }
 

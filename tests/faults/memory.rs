@@ -274,7 +274,8 @@ fn dom0_is_not_asked_for_ever() {
     // It says that it has come down, but somebody else has what it gave.
     let dom0 = dom0(64, 512, "");
     dom0.control.script(json!({"call": "libxl_set_memory_target", "error": 0}));
-    let error = dom0.libxl().create(&guest("web"), soon(), &|_| {}).expect_err("there is nothing");
+    let error =
+        dom0.libxl().create(&guest("web"), soon(), &|_| {}, Arc::new(|_| {})).expect_err("there is nothing");
     assert!(error.cause.ends_with("dom0 can't give more: it has had 30 s") && !error.timed_out, "{error}");
     // Each wait takes libxl two seconds at least.
     let missing = NEED - (64 << 10);
@@ -292,7 +293,7 @@ fn what_is_promised_to_a_build_is_not_given_to_another() {
         let libxl = dom0.libxl();
         thread::scope(|scope| {
             let builds = ["a", "b"].map(|name| {
-                let build = scope.spawn(|| libxl.create(&guest(name), soon(), &|_| {}));
+                let build = scope.spawn(|| libxl.create(&guest(name), soon(), &|_| {}, Arc::new(|_| {})));
                 dom0.wait_for_call("libxl_domain_create_new", name);
                 build
             });
@@ -315,16 +316,17 @@ fn a_guest_waits_for_the_end_of_another_s_build_before_it_gives_up() {
         dom0.control.script(json!({"call": "libxl_domain_create_new", "nth": 1, "complete": "never"}));
         let libxl = dom0.libxl();
         thread::scope(|scope| {
-            let first = scope.spawn(|| libxl.create(&guest("a"), soon(), &|_| {}));
+            let first = scope.spawn(|| libxl.create(&guest("a"), soon(), &|_| {}, Arc::new(|_| {})));
             dom0.wait_for_builds(1);
             let before = dom0.memory();
             let notes = Mutex::new(Vec::new());
-            let second = libxl.create(&guest("b"), soon(), &|text| {
+            let note = |text: &str| {
                 assert_eq!(dom0.memory(), before, "dom0 has back what was not enough");
                 notes.lock().expect("not poisoned").push(text.to_owned());
                 let error = if fails { json!(-3) } else { Value::Null };
                 dom0.control.finish(json!({"call": "libxl_domain_create_new", "error": error}));
-            });
+            };
+            let second = libxl.create(&guest("b"), soon(), &note, Arc::new(|_| {}));
             let notes = notes.into_inner().expect("not poisoned");
             assert_eq!(notes, ["waits for memory: needs 130 MiB, free 2 MiB, others are being built"]);
             assert_eq!(first.join().expect("no panic").is_err(), fails);
@@ -365,9 +367,9 @@ fn xl_s_lock_is_held_until_the_last_build_has_ended() {
     ]));
     let libxl = dom0.libxl();
     thread::scope(|scope| {
-        let first = scope.spawn(|| libxl.create(&guest("a"), soon(), &|_| {}));
+        let first = scope.spawn(|| libxl.create(&guest("a"), soon(), &|_| {}, Arc::new(|_| {})));
         dom0.wait_for_builds(1);
-        libxl.create(&guest("b"), soon(), &|_| {}).expect_err("it is told to fail");
+        libxl.create(&guest("b"), soon(), &|_| {}, Arc::new(|_| {})).expect_err("it is told to fail");
         assert!(!Holder::start(&dom0.xl_lock()).has_it(), "a is still being built");
         dom0.control.finish(json!({"call": "libxl_domain_create_new"}));
         first.join().expect("no panic").expect("built");
@@ -382,19 +384,22 @@ fn xl_s_lock_is_held_until_the_last_build_has_ended() {
 fn waiting_ends_at_the_deadline() {
     let dom0 = dom0(64, 512, "");
     let libxl = dom0.libxl();
-    let error = libxl.create(&guest("web"), Some(Instant::now()), &|_| {}).expect_err("no time for dom0");
+    let error = libxl
+        .create(&guest("web"), Some(Instant::now()), &|_| {}, Arc::new(|_| {}))
+        .expect_err("no time for dom0");
     assert!(error.timed_out && error.cause.contains("has not got the 130 MiB"), "{error}");
     let mut xl = Holder::start(&dom0.xl_lock());
     assert!(xl.has_it());
     let begun = Instant::now();
     let limit = Duration::from_millis(50);
-    let error = libxl.create(&guest("web"), Some(begun + limit), &|_| {}).expect_err("it is xl's");
+    let error =
+        libxl.create(&guest("web"), Some(begun + limit), &|_| {}, Arc::new(|_| {})).expect_err("it is xl's");
     assert!(begun.elapsed() >= limit && error.timed_out, "{error}");
     let expected = format!("is still held by process {}", xl.child.id());
     assert!(error.cause.ends_with(&expected), "{error}");
     xl.end();
     assert_eq!(dom0.changes(), [0; 0]);
-    libxl.create(&guest("web"), soon(), &|_| {}).expect("time enough");
+    libxl.create(&guest("web"), soon(), &|_| {}, Arc::new(|_| {})).expect("time enough");
     assert_eq!(dom0.changes().len(), 1);
     assert!(Holder::start(&dom0.xl_lock()).has_it());
 }

@@ -20,7 +20,7 @@ use crate::image::{Image, NewImage};
 use crate::interrupt::Interrupt;
 use crate::settings::TransportKind;
 use crate::toolstack::{
-    ANSWER, ANSWER_ONCE_TOLD, AWAY, AfterSave, Domain, Domid, Ending, Error, FOR_A_SHELL, Migrator, Note,
+    ANSWER, ANSWER_ONCE_TOLD, AWAY, AfterSave, Domain, Domid, Ending, Error, FOR_A_SHELL, Made, Migrator, Note,
     SSH_OPTIONS, ShutdownReason, State, To, Toolstack, not_of_xend, stream_of, xenstored,
 };
 
@@ -213,13 +213,19 @@ impl Toolstack for Xl {
         Ok(rows.iter().map(domain).collect())
     }
 
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
+    fn create(
+        &self,
+        guest: &GuestConfig,
+        deadline: Option<Instant>,
+        _: Note<'_>,
+        _: Made,
+    ) -> Result<Domid, Error> {
         // Without it xl would choose one of its own each time.
         let uuid = format!("uuid=\"{}\"", guest.uuid);
         self.build("create", &[&"create", &"-q", &"-p", &"-f", &guest.path, &uuid], guest.uuid, deadline)
     }
 
-    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
+    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>, _: Made) -> Result<Domid, Error> {
         not_of_xend("restore", image)?;
         // Whether it still is the file that was looked at.
         stream_of("restore", image)?;

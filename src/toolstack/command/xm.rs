@@ -19,7 +19,7 @@ use crate::image::{Format, Image, NewImage};
 use crate::interrupt::Interrupt;
 use crate::settings::TransportKind;
 use crate::toolstack::{
-    AfterSave, Domain, Domid, Ending, Error, Migrator, Note, ShutdownReason, State, To, Toolstack, stream_of,
+    AfterSave, Domain, Domid, Ending, Error, Made, Migrator, Note, ShutdownReason, State, To, Toolstack, stream_of,
 };
 
 /// The command `xm`.
@@ -128,13 +128,19 @@ impl Toolstack for Xm {
         self.lists.no_older_than(Duration::ZERO, || self.list()).map(|domains| domains.to_vec())
     }
 
-    fn create(&self, guest: &GuestConfig, deadline: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
+    fn create(
+        &self,
+        guest: &GuestConfig,
+        deadline: Option<Instant>,
+        _: Note<'_>,
+        _: Made,
+    ) -> Result<Domid, Error> {
         // Without it xend would choose one of its own.
         let uuid = format!("uuid={}", guest.uuid);
         self.build("create", &[&"create", &"-q", &"-p", &"-f", &guest.path, &uuid], guest.uuid, deadline)
     }
 
-    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>) -> Result<Domid, Error> {
+    fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>, _: Made) -> Result<Domid, Error> {
         const ACTION: &str = "restore";
         if image.format != Format::Xend {
             return Err(Error::new(ACTION, "xl or this program has written the image; xm can't restore it"));

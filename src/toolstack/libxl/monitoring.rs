@@ -101,7 +101,7 @@ impl Monitoring for Libxl {
     fn dump_core(&self, domid: Domid, file: &Path) -> Result<(), Error> {
         const ACTION: &str = "dump core";
         // It takes long, with the context locked.
-        let context = self.builder(ACTION)?;
+        let context = self.builder(ACTION, None)?;
         context.dump_core(domid, file).and_then(Operation::wait).map_err(|e| failed(ACTION, &e))
     }
 

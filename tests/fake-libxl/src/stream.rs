@@ -19,7 +19,7 @@ const CHUNK: usize = 65_536;
 const TOO_LONG: u32 = 1 << 26;
 
 /// A level of the logger.
-const DEBUG: i32 = 1;
+pub const DEBUG: i32 = 1;
 
 /// Records of the libxl stream.
 mod outer {

@@ -137,6 +137,11 @@ fn create(ctx: *mut c_void, making: Making) -> c_int {
     let out = domid_out as usize;
     operation(ctx, call, INVALID_DOMID, name.as_deref(), how, args, |ctx, rule| {
         let made = world(|w| make_domain(w, &value));
+        if let Ok(domid) = &made {
+            let said =
+                if restore_fd.is_some() { "restoring, not running bootloader" } else { "running bootloader" };
+            ctx.log(stream::DEBUG, -1, &format!("fake_libxl.c:1:{call}: Domain {domid}:{said}"));
+        }
         rule_death_while_building(rule, restore_fd.is_none());
         let (domid, refusal) = match made {
             Ok(domid) => (domid, None),

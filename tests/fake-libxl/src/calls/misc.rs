@@ -207,7 +207,8 @@ pub extern "C" fn libxl_userdata_retrieve(
     let id = unsafe { abi::text(id) }.unwrap_or_default();
     simple(ctx, "libxl_userdata_retrieve", Some(domid), json!({}), true, |_| {
         let kept = |d: &crate::world::Domain| match id.as_str() {
-            // With the byte that ends a string in C.
+            // With the byte that ends a string in C. Of a domain that is being built there is none yet.
+            "libxl-json" if d.building => None,
             "libxl-json" => d.config.as_ref().map(|config| json!(format!("{config}\0"))),
             _ => d.userdata.get(&id).cloned(),
         };

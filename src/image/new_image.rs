@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::change::{self, sync_directory};
 use super::name::{SAVING, encode_name, hidden};
 use super::record::{self, Details, Guest, RecordFile, Stage};
-use super::verdict::{Verdict, recorded};
+use super::verdict::recorded;
 use super::{Image, ImageError, Problem, header, io_error};
 
 /// Kept free beside what a guest needs, for the configuration, the device model's state and the records around the
@@ -231,7 +231,7 @@ impl Saved {
     /// The image of a save that was cut off after it had got its name.
     pub(super) fn found(image: Image, record: RecordFile, lock: File) -> Self {
         // Disks that somebody else has written to meanwhile are not recorded a second time as if that were right.
-        let sound = !matches!(recorded(&record.record.stage), Verdict::Stale(_));
+        let sound = !recorded(&record.record.stage).is_against_it();
         Self { image, record, sound, _lock: SaveLock(Arc::new(lock)) }
     }
 
@@ -294,7 +294,7 @@ pub(super) mod tests {
     use super::super::header::tests::{config, image, image_of, stream};
     use super::super::name::{RECORD, is_hidden};
     use super::super::record::tests::guest;
-    use super::super::{LeftBehind, Part, SaveDirectory};
+    use super::super::{LeftBehind, Part, SaveDirectory, Verdict};
     use super::*;
     use std::ffi::OsStr;
     use std::io::Write;

@@ -29,6 +29,16 @@ pub enum Verdict {
     Stale(String),
     /// A disk is not there, so that the guest can't be restored now. It says which; the image is worth keeping.
     DiskMissing(String),
+    /// What a disk's name leads to may be another disk: neither the image nor the guest's file fits it. It says which; the
+    /// image is worth keeping, and its guest is not to be booted on the wrong disk.
+    OtherDisk(String),
+}
+
+impl Verdict {
+    /// Whether the disks are certainly, or possibly, not as they were.
+    pub(super) fn is_against_it(&self) -> bool {
+        matches!(self, Verdict::Stale(_) | Verdict::OtherDisk(_))
+    }
 }
 
 impl Image {
@@ -47,10 +57,10 @@ impl Image {
     pub fn restore_failed(&self) -> Result<(), ImageError> {
         let Ok(Some(mut file)) = record::of_image(self) else { return Ok(()) };
         let Some((details, destroyed)) = file.record.stage.details() else { return Ok(()) };
-        let is_stale =
-            |disk: &Disk| matches!(compare(disk, &disk.look_again(), details, destroyed), Verdict::Stale(_));
+        let speaks_against_it =
+            |disk: &Disk| compare(disk, &disk.look_again(), details, destroyed).is_against_it();
         // To these only guests write, and others who must not.
-        if details.disks.iter().filter(|disk| disk.is_raw()).any(is_stale) {
+        if details.disks.iter().filter(|disk| disk.is_raw()).any(speaks_against_it) {
             return Ok(());
         }
         file.record.stage = Stage::Destroyed(Details::of(self)?);
@@ -87,6 +97,7 @@ fn worst(verdicts: impl Iterator<Item = Verdict>) -> Verdict {
         Verdict::Unknown(_) => 1,
         Verdict::DiskMissing(_) => 2,
         Verdict::Stale(_) => 3,
+        Verdict::OtherDisk(_) => 4,
     };
     verdicts.reduce(|one, other| if weight(&other) > weight(&one) { other } else { one }).unwrap_or(Verdict::Fresh)
 }
@@ -103,6 +114,7 @@ fn shown(disk: &Disk) -> String {
 /// What a disk that was recorded and is found like this means for the image.
 fn compare(disk: &Disk, found: &Seen, details: &Details, destroyed: bool) -> Verdict {
     let stale = |why: &str| Verdict::Stale(format!("{} {why}", shown(disk)));
+    let other = |why: &str| Verdict::OtherDisk(format!("{} {why}", shown(disk)));
     let unknown = |why: &str| Verdict::Unknown(format!("{} {why}", shown(disk)));
     match (&disk.seen, found) {
         (Seen::NotKnown { .. }, _) if !disk.writable => Verdict::Fresh,
@@ -145,24 +157,28 @@ fn compare(disk: &Disk, found: &Seen, details: &Details, destroyed: bool) -> Ver
             let both = old_identity.as_ref().zip(identity.as_ref());
             match (both, old.as_ref().zip(new.as_ref())) {
                 (Some((old, new)), _) if old != new => {
-                    stale(&format!("is another device than when the guest was saved: then {old}, now {new}"))
+                    other(&format!("is another device than when the guest was saved: then {old}, now {new}"))
                 }
                 // A volume may be extended.
-                (both, _) if size < old_size || (size > old_size && both.is_none()) => stale(&format!(
+                (both, _) if size < old_size || (size > old_size && both.is_none()) => other(&format!(
                     "has another size than when the guest was saved: then {old_size} bytes, now {size}"
                 )),
-                (_, Some((old, new))) if old != new => {
+                (Some(_), Some((old, new))) if old != new => {
                     stale("has been written to since the save: the beginning of what is on it is not the same")
                 }
+                (None, Some((old, new))) if old != new => other(
+                    "is another device, or has been written to since the save: the beginning of what is on it is not the \
+                     same, and the kernel knows no lasting name of it",
+                ),
                 (_, Some(_)) => Verdict::Fresh,
                 (_, None) => unknown("can't be checked for having been written to"),
             }
         }
         (Seen::File { .. }, Seen::Block { .. }) => {
-            stale("was a file when the guest was saved and is a block device now")
+            other("was a file when the guest was saved and is a block device now")
         }
         (Seen::Block { .. }, Seen::File { .. }) => {
-            stale("was a block device when the guest was saved and is a file now")
+            other("was a block device when the guest was saved and is a file now")
         }
     }
 }
@@ -240,6 +256,10 @@ mod tests {
 
     fn is_stale(verdict: &Verdict, words: &str) -> bool {
         matches!(verdict, Verdict::Stale(why) if why.starts_with("disk xvda (/") && why.contains(words))
+    }
+
+    fn is_other(verdict: &Verdict, words: &str) -> bool {
+        matches!(verdict, Verdict::OtherDisk(why) if why.starts_with("disk xvda (/") && why.contains(words))
     }
 
     #[test]
@@ -357,7 +377,7 @@ mod tests {
         assert_eq!((recorded.destroyed(), recorded.suspended()), (Verdict::Fresh, Verdict::Fresh));
         device.write(1024 + 0x2c, &[1]);
         for verdict in [recorded.destroyed(), recorded.suspended()] {
-            assert!(is_stale(&verdict, ") has been written to since the save: "), "{verdict:?}");
+            assert!(is_other(&verdict, "is another device, or has been written to since the save"), "{verdict:?}");
         }
     }
 
@@ -371,10 +391,10 @@ mod tests {
             }
             recorded.destroyed()
         };
-        assert!(is_stale(&resize(5, None), "then 5242880 bytes, now 4194304"));
-        assert!(is_stale(&resize(3, None), "another size"));
+        assert!(is_other(&resize(5, None), "then 5242880 bytes, now 4194304"));
+        assert!(is_other(&resize(3, None), "another size"));
         // What it is known by now can't be told of a loop device.
-        assert!(is_stale(&resize(3, Some("LVM-abc")), "another size"));
+        assert!(is_other(&resize(3, Some("LVM-abc")), "another size"));
         assert_eq!(resize(4, Some("LVM-abc")), Verdict::Fresh);
         drop(device);
     }
@@ -391,8 +411,13 @@ mod tests {
         let verdict = |found: &Seen| compare(&disk, found, &recorded.details, true);
         assert_eq!(verdict(&now("LVM-abc", 4)), Verdict::Fresh);
         assert_eq!(verdict(&now("LVM-abc", 6)), Verdict::Fresh);
-        assert!(is_stale(&verdict(&now("LVM-abc", 3)), "another size"));
-        assert!(is_stale(
+        assert!(is_other(&verdict(&now("LVM-abc", 3)), "another size"));
+        let mut written = now("LVM-abc", 4);
+        if let Seen::Block { digest, .. } = &mut written {
+            *digest = Some("0".to_owned());
+        }
+        assert!(is_stale(&verdict(&written), "has been written to since the save"));
+        assert!(is_other(
             &verdict(&now("LVM-abd", 4)),
             "is another device than when the guest was saved: then LVM-abc"
         ));
@@ -408,10 +433,10 @@ mod tests {
         let (device, mut recorded) = device(1);
         let disk = &mut recorded.details.disks[0];
         disk.target = device.backing.path().to_str().unwrap().to_owned();
-        assert!(is_stale(&recorded.destroyed(), "was a block device when the guest was saved and is a file now"));
+        assert!(is_other(&recorded.destroyed(), "was a block device when the guest was saved and is a file now"));
         let mut recorded = Recorded::new(|_| {});
         recorded.details.disks[0].target = device.path.to_str().unwrap().to_owned();
-        assert!(is_stale(&recorded.destroyed(), "was a file when the guest was saved and is a block device now"));
+        assert!(is_other(&recorded.destroyed(), "was a file when the guest was saved and is a block device now"));
     }
 
     #[test]
@@ -441,9 +466,10 @@ mod tests {
 
     #[test]
     fn the_worst_counts() {
-        let [unknown, stale, missing] =
-            [Verdict::Unknown, Verdict::Stale, Verdict::DiskMissing].map(|verdict| verdict("why".to_owned()));
-        let all = [Verdict::Fresh, unknown, missing, stale];
+        let [unknown, stale, missing, other] =
+            [Verdict::Unknown, Verdict::Stale, Verdict::DiskMissing, Verdict::OtherDisk]
+                .map(|verdict| verdict("why".to_owned()));
+        let all = [Verdict::Fresh, unknown, missing, stale, other];
         for (i, one) in all.iter().enumerate() {
             for (j, other) in all.iter().enumerate() {
                 assert_eq!(worst([one.clone(), other.clone()].into_iter()), all[i.max(j)]);

@@ -145,7 +145,7 @@ fn check_image(image: &Image, report: &Reporter) {
     let path = image.path.display();
     report.note(&format!("{path}: image of {} ({size} MiB, saved {age})", image.name));
     let verdict = image.verdict();
-    let is_doubtful = matches!(verdict, Verdict::Stale(_) | Verdict::DiskMissing(_));
+    let is_doubtful = !matches!(verdict, Verdict::Fresh | Verdict::Unknown(_));
     match fate(verdict) {
         (fate, Some(why)) if is_doubtful => report.warn(&format!("{path}: start would {fate} it: {why}")),
         (fate, Some(what)) => report.note(&format!("{path}: start would {fate} it, but {what}")),

@@ -488,6 +488,23 @@ impl Bench {
         self.image_with(name, json!({}));
     }
 
+    /// The same of a guest with a disk, which is this file.
+    pub(super) fn image_on(&self, name: &str, disk: &Path) {
+        std::fs::write(disk, "disk").expect("write");
+        let disk = json!({"vdev": "xvda", "pdev_path": disk, "format": "raw", "readwrite": 1});
+        self.image_with(name, json!({"disks": [disk]}));
+    }
+
+    /// Changes what the record of the one image says of its disk.
+    pub(super) fn change_recorded_disk(&self, change: impl FnOnce(&mut Value)) {
+        let save = self.path("save");
+        let record = files(&save).into_iter().find(|name| name.ends_with(".record")).expect("a record");
+        let path = save.join(record);
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+        change(&mut json["disks"][0]);
+        std::fs::write(&path, json.to_string()).expect("write");
+    }
+
     /// The same with these devices.
     pub(super) fn image_with(&self, name: &str, devices: Value) {
         let directory = SaveDirectory::open(&self.path("save")).expect("directory");

@@ -312,7 +312,9 @@ impl<'a> Start<'a> {
                 None => match image.verdict() {
                     Verdict::Stale(why) => self.set_aside(image, &why),
                     // What is not there yet may come: it is looked at again when it is needed.
-                    Verdict::Fresh | Verdict::Unknown(_) | Verdict::DiskMissing(_) => waiting.push(image),
+                    Verdict::Fresh | Verdict::Unknown(_) | Verdict::DiskMissing(_) | Verdict::OtherDisk(_) => {
+                        waiting.push(image);
+                    }
                 },
                 Some(domain) if domain.state == State::Running && domain.is_manageable() => {
                     let why = format!("its guest runs already, as domain {}", domain.domid);
@@ -510,6 +512,12 @@ impl<'a> Start<'a> {
         let (guest, path) = (image.name.clone(), image.path.clone());
         let mut progress = self.run.report.progress(Action::Restore, &guest);
         progress.follow(image.size, image.read_so_far());
+        if let Verdict::OtherDisk(why) = image.verdict() {
+            let why = format!("{why}. The image is kept, and the guest is not booted on the wrong disk either");
+            self.run.report.failed(Action::Restore, &guest, begun.elapsed(), &why);
+            lock(&self.kept).push(job.identity);
+            return None;
+        }
         match self.try_to_restore(image, job.config.as_ref()) {
             Ok(()) => {
                 self.run.report.done(Action::Restore, &guest, begun.elapsed());
@@ -619,7 +627,7 @@ impl<'a> Start<'a> {
     fn try_to_restore(&self, image: Image, config: Option<&GuestConfig>) -> Result<(), Failure> {
         self.look_for_backends(&image.config)?;
         self.look_for(&needs::needs_to_restore(&image.config))?;
-        if let Verdict::Stale(why) | Verdict::DiskMissing(why) = image.verdict() {
+        if let Verdict::Stale(why) | Verdict::DiskMissing(why) | Verdict::OtherDisk(why) = image.verdict() {
             return Err(why.into());
         }
         let building = begin_building(self.run, image.uuid, Some(&image)).map_err(|error| self.no_note(&error))?;
@@ -916,6 +924,31 @@ mod tests {
         assert_eq!(bench.toolstack.left(), ["db Running"]);
         assert!(bench.err().contains("web: start FAILED"), "{}", bench.err());
         assert_eq!(bench.saved(), ["web"]);
+    }
+
+    #[test]
+    fn a_guest_is_neither_restored_nor_booted_on_another_disk() {
+        for settings in ["", "XENDOMAINS_RESTORE_FAILED=start\n"] {
+            let bench = with_settings(settings);
+            bench.auto("web", "web");
+            bench.image_on("web", &bench.path("disk"));
+            bench.change_recorded_disk(|disk| {
+                disk["kind"] = "block".into();
+                disk["identity"] = "LVM-abc".into();
+            });
+            for _ in 0..2 {
+                assert_eq!(bench.start(), Exit::Failed);
+                assert_eq!((bench.toolstack.calls(), bench.saved()), (vec![], vec!["web".to_owned()]));
+            }
+            let why = format!(
+                "disk xvda ({}) was a block device when the guest was saved",
+                bench.path("disk").display()
+            );
+            assert!(bench.err().contains(&why), "{}", bench.err());
+            assert!(bench.err().contains("not booted on the wrong disk"), "{}", bench.err());
+            bench.run(|run| crate::lifecycle::check(run.settings, run.xen_host, false, run.report));
+            assert!(bench.err().contains("start would keep it: disk xvda"), "{}", bench.err());
+        }
     }
 
     #[test]

@@ -348,7 +348,7 @@ pub(super) fn fate(verdict: Verdict) -> (&'static str, Option<String>) {
         Verdict::Fresh => (RESTORE, None),
         Verdict::Unknown(what) => (RESTORE, Some(what)),
         Verdict::Stale(why) => ("set aside", Some(why)),
-        Verdict::DiskMissing(what) => ("keep", Some(what)),
+        Verdict::DiskMissing(what) | Verdict::OtherDisk(what) => ("keep", Some(what)),
     }
 }
 

@@ -16,16 +16,18 @@ use super::longest::warn_of_long_stop_now;
 use super::migrations::{Elsewhere, ask_for, elsewhere};
 use super::order::{Level, levels};
 use super::recovery::{Building, begin_building, recover};
+use super::watchers::is_ownerless;
 use super::watching::Watching;
 use super::workers::{Places, all_at_once, in_order, lock};
-use super::{Identity, Run, is_alive, name, reason, state_word};
+use super::{Identity, Run, is_alive, is_finished, name, reason, state_word};
 use crate::guest_config::GuestConfig;
 use crate::host::Host;
 use crate::image::{self, Consumed, Image, Verdict};
+use crate::monitor::nobody_misses_it;
 use crate::needs::{self, Need};
 use crate::report::{Action, Reporter};
 use crate::settings::{DEFAULT_START_JOBS, RestoreFailed};
-use crate::toolstack::{Domain, Domid, Error, State};
+use crate::toolstack::{Domain, Domid, Error, Monitoring, State};
 
 /// Creations at once for each of dom0's processors: one that works while another waits.
 const CREATIONS_PER_CPU: u64 = 2;
@@ -87,6 +89,8 @@ struct Start<'a> {
     again: Mutex<Vec<Job>>,
     /// Guests whose image could not be restored and is kept. They are not booted.
     kept: Mutex<Vec<Identity>>,
+    /// Remains of guests that were removed, or would be.
+    cleared: Mutex<Vec<Domid>>,
     /// Guests that were not even begun because the program was asked to end.
     not_begun: Mutex<Vec<String>>,
 }
@@ -173,6 +177,7 @@ impl<'a> Start<'a> {
             moved: Mutex::default(),
             again: Mutex::default(),
             kept: Mutex::default(),
+            cleared: Mutex::default(),
             not_begun: Mutex::default(),
         }
     }
@@ -303,6 +308,45 @@ impl<'a> Start<'a> {
         jobs
     }
 
+    /// Whether the domain is what is left of a guest that has ended, is of no use to anybody, and has no owner who would
+    /// remove it. It is then removed.
+    fn is_cleared_away(&self, domain: &Domain) -> bool {
+        let Run { host, toolstack, report, .. } = *self.run;
+        let State::Shutdown(reason) = domain.state else { return false };
+        if lock(&self.cleared).contains(&domain.domid) {
+            return true;
+        }
+        if !is_finished(domain) || !domain.is_manageable() || !is_ownerless(domain, host, toolstack, report) {
+            return false;
+        }
+        let kept = |monitoring: &dyn Monitoring| monitoring.kept_configuration(domain.domid).ok().flatten();
+        let config = match toolstack.monitoring() {
+            Some(monitoring) => kept(monitoring),
+            None => toolstack.configuration(domain.domid).ok(),
+        };
+        if !config.is_some_and(|config| config.is_object() && nobody_misses_it(&config, reason)) {
+            return false;
+        }
+        let (guest, domid, state) = (name(domain), domain.domid, state_word(domain.state));
+        if self.dry {
+            report.note(&format!("{guest}: domain {domid}, which is {state}, would be removed"));
+            lock(&self.cleared).push(domid);
+            return true;
+        }
+        match toolstack.destroy(domid) {
+            Ok(()) => {
+                lock(&self.cleared).push(domid);
+                report
+                    .note(&format!("{guest}: removed domain {domid}, which is {state} and which nobody watches"));
+                true
+            }
+            Err(error) => {
+                report.warn(&format!("{guest}: domain {domid}, which is {state}: {}", self::reason(&error)));
+                false
+            }
+        }
+    }
+
     /// The images of guests that don't run. An image whose guest runs is outdated, and so is one whose guest's disks have
     /// been written to since.
     fn without_running(&self, images: Vec<Image>, domains: &[Domain]) -> Vec<Image> {
@@ -319,6 +363,9 @@ impl<'a> Start<'a> {
                 Some(domain) if domain.state == State::Running && domain.is_manageable() => {
                     let why = format!("its guest runs already, as domain {}", domain.domid);
                     self.set_aside(image, &why);
+                }
+                Some(domain) if self.is_cleared_away(domain) => {
+                    self.set_aside(image, &format!("its guest has run since, as domain {}", domain.domid));
                 }
                 Some(domain) => {
                     self.report_in_the_way(&image, domain);
@@ -728,6 +775,7 @@ impl<'a> Start<'a> {
                 }
                 false
             }
+            Some(domain) if self.is_cleared_away(domain) => true,
             Some(domain) => {
                 let (id, name, state) = (domain.domid, name(domain), state_word(domain.state));
                 refuse(&format!("domain {id} ({name}) is in the way: it is {state}"))
@@ -1379,6 +1427,47 @@ mod tests {
             err.contains("moved: start FAILED (0.0 s): domain 3 (moved--migratedaway) is in the way"),
             "{err}"
         );
+    }
+
+    #[test]
+    fn what_is_left_of_a_guest_that_has_ended_and_has_no_owner_makes_way() {
+        let poweroff = State::Shutdown(ShutdownReason::Poweroff);
+        for (config, watched, state, makes_way) in [
+            (json!({"c_info": {}}), false, poweroff, true),
+            (json!({"on_poweroff": "preserve"}), false, poweroff, false),
+            (json!({"c_info": {}}), true, poweroff, false),
+            (json!({"on_reboot": "restart"}), false, State::Shutdown(ShutdownReason::Reboot), true),
+            (json!({"on_crash": "coredump_restart"}), false, State::Shutdown(ShutdownReason::Crash), false),
+            (json!({"c_info": {}}), false, State::Shutdown(ShutdownReason::Suspend), false),
+        ] {
+            let bench = Bench::new();
+            bench.auto("web", "web");
+            bench.toolstack.domain("web", state);
+            bench.toolstack.configure("web", config.clone());
+            if watched {
+                let process = bench.host.processes.join("4711");
+                fs::create_dir_all(process.join("fd")).expect("directory");
+                fs::write(process.join("comm"), "xl\n").expect("write");
+                std::os::unix::fs::symlink("/var/log/xen/xl-web.log", process.join("fd/1")).expect("link");
+            }
+            bench.run(|run| drop(planned(run)));
+            assert_eq!(bench.toolstack.calls(), [""; 0], "a plan touches nothing");
+            let expected =
+                if makes_way { (Exit::Done, "web Running") } else { (Exit::Failed, &*format!("web {state:?}")) };
+            assert_eq!((bench.start(), &*bench.toolstack.left()[0]), expected, "{config} {watched} {state:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_a_guest_that_has_run_since_and_has_ended_is_set_aside() {
+        let bench = Bench::new();
+        bench.auto("web", "web");
+        bench.image("web");
+        bench.toolstack.domain("web", State::Shutdown(ShutdownReason::Poweroff));
+        bench.toolstack.configure("web", json!({"c_info": {}}));
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.calls(), ["destroy web", "create web", "unpause web"]);
+        assert!(bench.err().contains("save/web: its guest has run since, as domain 2"), "{}", bench.err());
     }
 
     #[test]

@@ -63,6 +63,22 @@ pub(super) fn add(
     }
 }
 
+/// Whether nobody is left who would do with a guest that has ended what its configuration says: no monitor watches it, no
+/// xl of its own, no libvirt, and it is not one that was kept on purpose.
+pub(super) fn is_ownerless(domain: &Domain, host: &Host, toolstack: &dyn Toolstack, report: &Reporter) -> bool {
+    let by_name = |name: &String| host.watched_by_xl().contains(name);
+    if toolstack.watches_all().is_some() || domain.name.as_ref().is_none_or(by_name) {
+        return false;
+    }
+    let Some(monitoring) = toolstack.monitoring() else { return true };
+    let watched = || watched(host, report).contains_key(&(domain.domid, domain.uuid));
+    match who(domain, monitoring) {
+        Ok((Some("libvirt"), _)) | Err(_) => false,
+        Ok((_, Some(mark))) if mark.kept => false,
+        Ok(_) => !watched(),
+    }
+}
+
 /// The guests that the monitor watches; none if there is no monitor.
 fn watched(host: &Host, report: &Reporter) -> HashMap<(Domid, Uuid), Watched> {
     let asked =

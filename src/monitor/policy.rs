@@ -61,6 +61,13 @@ pub fn action(config: &Value, reason: ShutdownReason) -> Option<Action> {
     Some(Action { dump, fate })
 }
 
+/// Whether what is left of a guest that ended for this reason is of no use to anybody, by its configuration: it is neither
+/// to be kept nor to be dumped.
+pub fn nobody_misses_it(config: &Value, reason: ShutdownReason) -> bool {
+    let is_useless = |action: Action| !action.dump && matches!(action.fate, Fate::Destroy | Fate::Restart);
+    action(config, reason).is_some_and(is_useless)
+}
+
 impl Fate {
     /// Whether the guest runs on afterwards.
     pub fn restarts(self) -> bool {

@@ -42,7 +42,7 @@ pub use consume::{Consumed, put_back_unused, set_aside};
 pub use directory::{SaveDirectory, ScanEntry, SkipReason};
 pub(crate) use header::encode as encode_header;
 pub use left_behind::LeftBehind;
-pub use name::encode_name;
+pub use name::{encode_name, guest_key};
 pub use new_image::{NewImage, Saved};
 pub use record::Guest;
 pub use verdict::Verdict;

@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 use super::hash;
 use crate::guest_config::auto::leftover;
 
@@ -58,6 +60,12 @@ pub fn encode_name(guest: &str) -> OsString {
         encoded.push_str(&format!("%~{:032x}", hash::of(guest.as_bytes())));
     }
     encoded.into()
+}
+
+/// The beginning of the name of a file about a guest. A UUID alone does not do: somebody may have copied a guest's file and
+/// changed nothing but the name and the disks.
+pub fn guest_key(uuid: Uuid, name: &str) -> String {
+    format!("{uuid}.{}", encode_name(name).to_string_lossy())
 }
 
 fn push_escape(text: &mut String, byte: u8) {

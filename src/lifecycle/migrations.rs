@@ -50,8 +50,8 @@ fn left(record: &Record, boot_id: &str, domains: &[Domain]) -> Left {
         };
     }
     let is_back = |domain: &Domain| {
-        let name = domain.name.as_deref().unwrap_or_default();
-        domain.uuid == guest.uuid && domain.is_manageable() && !name.is_empty()
+        // Another name is another guest's: somebody may have copied its file.
+        domain.uuid == guest.uuid && domain.is_manageable() && domain.name.as_ref() == Some(&guest.name)
     };
     if domains.iter().any(is_back) {
         return Left::Nothing;
@@ -156,7 +156,7 @@ pub(super) fn elsewhere(host: &Host, domains: &[Domain]) -> (Vec<Elsewhere>, Vec
                 let is_here =
                     |domain: &Domain| domain.domid == record.guest.domid && domain.uuid == record.guest.uuid;
                 let has_domain = record.guest.boot_id == boot_id && domains.iter().any(is_here);
-                let file = records.path(record.guest.uuid);
+                let file = records.path(&record.guest);
                 found.push(Elsewhere { record, undecided, file, has_domain });
             }
         }
@@ -209,7 +209,7 @@ pub(super) fn recover_migrated(run: &Run<'_>, domains: &[Domain]) -> bool {
 }
 
 fn forget(records: &Records, record: &Record, report: &Reporter) {
-    if let Err(error) = records.remove(record.guest.uuid) {
+    if let Err(error) = records.remove(&record.guest) {
         report.warn(&format!("{}: {error}", record.guest.name));
     }
 }
@@ -264,7 +264,7 @@ mod tests {
             "target": "far", "stage": stage, "begun": 7,
         });
         fs::create_dir_all(&bench.host.state_dir).expect("a directory");
-        fs::write(records(&bench.host).path(guest.uuid), record.to_string()).expect("a file");
+        fs::write(records(&bench.host).path(&guest), record.to_string()).expect("a file");
     }
 
     fn domain(bench: &Bench, name: &str, state: State) {
@@ -311,6 +311,14 @@ mod tests {
                 assert_eq!(found(&bench), expected, "{domains:?} {this_boot} {stage:?}");
             }
         }
+    }
+
+    #[test]
+    fn another_guest_with_a_copied_uuid_does_not_bring_it_back() {
+        let bench = Bench::new();
+        domain(&bench, "copy", State::Running);
+        remember(&bench, Stage::Moved, false);
+        assert_eq!(found(&bench), Left::Moved);
     }
 
     #[test]
@@ -426,8 +434,8 @@ mod tests {
     #[test]
     fn a_record_that_cant_be_read_is_a_failure() {
         let bench = Bench::new();
-        remember(&bench, Stage::Going, false);
-        fs::write(records(&bench.host).path(uuid_of("web")), "{").expect("a file");
+        fs::create_dir_all(&bench.host.state_dir).expect("a directory");
+        fs::write(bench.host.state_dir.join("web.migration"), "{").expect("a file");
         assert_eq!(bench.start(), Exit::Failed);
         assert!(bench.err().contains(".migration: "), "{}", bench.err());
     }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::directories::tell_aside;
 use super::migrations::recover_migrated;
 use super::{Run, name, reason};
-use crate::image::{self, Image, LeftBehind, SaveDirectory};
+use crate::image::{self, Image, LeftBehind, SaveDirectory, guest_key};
 use crate::toolstack::{AfterSave, Domain, Domid, Error, Made, ShutdownReason, State};
 
 /// The note that a guest is being built.
@@ -54,10 +54,15 @@ impl Building {
 }
 
 /// Notes that a guest is going to be built, from this image if there is one.
-pub(super) fn begin_building(run: &Run<'_>, uuid: Uuid, image: Option<&Image>) -> io::Result<Building> {
+pub(super) fn begin_building(
+    run: &Run<'_>,
+    uuid: Uuid,
+    guest: &str,
+    image: Option<&Image>,
+) -> io::Result<Building> {
     let directory = &run.host.run_dir;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let path = directory.join(uuid.to_string());
+    let path = directory.join(guest_key(uuid, guest));
     let number = image.map(Image::file_number).map_or(String::new(), |number| number.to_string());
     fs::write(&path, number + "\n")?;
     let note = Arc::new(File::options().append(true).open(&path)?);
@@ -257,9 +262,15 @@ fn forget_builds(run: &Run<'_>, domains: &[Domain], save: Option<&Path>) -> bool
     let Ok(notes) = fs::read_dir(&run.host.run_dir) else { return false };
     let mut any = false;
     for note in notes.filter_map(Result::ok) {
-        let Some(uuid) = note.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()) else { continue };
+        let file_name = note.file_name();
+        let uuid = file_name.to_str().and_then(|name| Uuid::try_parse(name.split('.').next()?).ok());
+        let Some(uuid) = uuid else { continue };
         let (number, made) = read_note(&note.path());
-        let candidates: Vec<_> = domains.iter().filter(|domain| is_half_built(domain, uuid)).collect();
+        let is_of_note = |domain: &&Domain| {
+            let has_name = |name: &String| *guest_key(uuid, name) == *file_name;
+            is_half_built(domain, uuid) && domain.name.as_ref().is_none_or(has_name)
+        };
+        let candidates: Vec<_> = domains.iter().filter(is_of_note).collect();
         if let (true, Some(domain)) = (made.is_empty(), candidates.first()) {
             let (guest, domid) = (name(domain), domain.domid);
             run.report.error(&format!(
@@ -410,7 +421,7 @@ mod tests {
             let image = Image::open(&bench.path("save/web")).expect("an image");
             bench.run(|run| {
                 for (name, image) in [("web", Some(&image)), ("db", None)] {
-                    let building = begin_building(run, uuid_of(name), image).expect("a note");
+                    let building = begin_building(run, uuid_of(name), name, image).expect("a note");
                     // The first attempt came to nothing.
                     building.made()(90);
                     building.made()(never_run(&bench, name));
@@ -484,7 +495,7 @@ mod tests {
             let bench = Bench::new();
             bench.auto("web", "web");
             bench.run(|run| {
-                let building = begin_building(run, uuid_of("web"), None).expect("a note");
+                let building = begin_building(run, uuid_of("web"), "web", None).expect("a note");
                 number.into_iter().for_each(|number| building.made()(number));
             });
             let domid = never_run(&bench, "web");
@@ -505,7 +516,7 @@ mod tests {
         let bench = Bench::new();
         // The mock's guests have used CPU time.
         let domid = bench.toolstack.domain("web", State::Paused);
-        bench.run(|run| begin_building(run, uuid_of("web"), None).expect("a note").made()(domid));
+        bench.run(|run| begin_building(run, uuid_of("web"), "web", None).expect("a note").made()(domid));
         bench.start();
         assert_eq!(bench.toolstack.left(), ["web Paused"]);
         assert_eq!(fs::read_dir(&bench.host.run_dir).expect("notes").count(), 0);

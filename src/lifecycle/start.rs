@@ -677,7 +677,8 @@ impl<'a> Start<'a> {
         if let Verdict::Stale(why) | Verdict::DiskMissing(why) | Verdict::OtherDisk(why) = image.verdict() {
             return Err(why.into());
         }
-        let building = begin_building(self.run, image.uuid, Some(&image)).map_err(|error| self.no_note(&error))?;
+        let building = begin_building(self.run, image.uuid, &image.name, Some(&image))
+            .map_err(|error| self.no_note(&error))?;
         let restored = self.restore_noted(image, config, &building);
         building.ended(self.run, restored.is_ok());
         restored
@@ -815,7 +816,8 @@ impl<'a> Start<'a> {
         self.look_for_backends(&guest.json)?;
         self.look_for(&needs::needs(&guest.json))
             .map_err(|reason| format!("{}: {reason}", guest.path.display()))?;
-        let building = begin_building(self.run, guest.uuid, None).map_err(|error| self.no_note(&error))?;
+        let building =
+            begin_building(self.run, guest.uuid, &guest.name, None).map_err(|error| self.no_note(&error))?;
         let created = self.create_noted(guest.clone(), unwanted, &building);
         building.ended(self.run, created.is_ok());
         created

@@ -65,7 +65,8 @@ impl<'a> Watching<'a> {
             || restarts(self.run).into_iter().filter(Restart::is_under_way).map(|restart| identity(&restart));
         let mut away: Vec<_> = noted().collect();
         let mut now = self.run.toolstack.domains()?;
-        let is_gone = |domain: &Domain| domain.is_manageable() && !now.iter().any(|now| now.uuid == domain.uuid);
+        let is_it = |now: &Domain, domain: &Domain| now.uuid == domain.uuid && now.name == domain.name;
+        let is_gone = |domain: &Domain| domain.is_manageable() && !now.iter().any(|now| is_it(now, domain));
         if before.iter().any(is_gone) {
             // It was removed; or its restart had just begun, and then it is noted by now, or runs again.
             away.extend(noted());
@@ -127,7 +128,7 @@ fn forget_failed(run: &Run<'_>, guest: &Identity) {
     let is_over = |restart: &Restart| restart.failed.is_some() && identity(restart).is_same_guest(guest);
     for restart in restarts(run).iter().filter(|restart| is_over(restart)) {
         // If it stays, status sees that the guest runs.
-        let _ = Restarts::new(&run.host.run_dir).remove(restart.uuid);
+        let _ = Restarts::new(&run.host.run_dir).remove(restart.uuid, &restart.name);
     }
 }
 
@@ -164,7 +165,7 @@ pub(super) fn hold(run: &Run<'_>, deadline: Option<Instant>) -> Option<Hold> {
 pub(super) fn forget_restarts(run: &Run<'_>, stopped: Option<&[String]>) {
     for restart in restarts(run).iter().filter(|restart| restart.is_under_way()) {
         if stopped.is_none_or(|names| names.contains(&restart.name)) {
-            if let Err(error) = Restarts::new(&run.host.run_dir).remove(restart.uuid) {
+            if let Err(error) = Restarts::new(&run.host.run_dir).remove(restart.uuid, &restart.name) {
                 run.report.warn(&format!("{}: the next monitor will restart it: {error}", restart.name));
             }
         }

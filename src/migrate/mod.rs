@@ -336,7 +336,7 @@ impl<'a> Migration<'a> {
     }
 
     fn forget(&self, guest: &image::Guest, with: With<'_>) {
-        if let Err(error) = self.records.remove(guest.uuid) {
+        if let Err(error) = self.records.remove(guest) {
             with.report.warn(&format!("{}: {error}", guest.name));
         }
     }

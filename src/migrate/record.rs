@@ -29,14 +29,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::image::{Guest, guest_key};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
-
-use crate::image::Guest;
 
 const VERSION: u64 = 1;
 
-/// The end of a record's name, which begins with the guest's UUID.
+/// The end of a record's name, which begins with the guest's UUID and name.
 const SUFFIX: &str = "migration";
 
 /// How far a migration has come.
@@ -92,8 +90,12 @@ impl Records {
     }
 
     /// Where the record of this guest is.
-    pub fn path(&self, uuid: Uuid) -> PathBuf {
-        self.0.join(format!("{uuid}.{SUFFIX}"))
+    pub fn path(&self, guest: &Guest) -> PathBuf {
+        let path = self.0.join(format!("{}.{SUFFIX}", guest_key(guest.uuid, &guest.name)));
+        // So an earlier version has named it.
+        let by_uuid = self.0.join(format!("{}.{SUFFIX}", guest.uuid));
+        let is_it = || read(&by_uuid).is_ok_and(|record| record.guest.name == guest.name);
+        if !path.exists() && is_it() { by_uuid } else { path }
     }
 
     /// All records.
@@ -117,13 +119,13 @@ impl Records {
 
     /// The record of this guest as another domain of the same boot.
     pub(super) fn of(&self, guest: &Guest) -> Option<Record> {
-        let record = read(&self.path(guest.uuid)).ok()?;
+        let record = read(&self.path(guest)).ok()?;
         (record.guest.boot_id == guest.boot_id && record.guest.domid != guest.domid).then_some(record)
     }
 
     /// Puts a record in the place of an older one, durably: whatever happens, one of them is there as a whole.
     pub fn write(&self, record: &Record) -> io::Result<()> {
-        let path = self.path(record.guest.uuid);
+        let path = self.path(&record.guest);
         let failed = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let write = || {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
@@ -138,8 +140,8 @@ impl Records {
     }
 
     /// Removes a guest's record, durably. None there is a success.
-    pub fn remove(&self, uuid: Uuid) -> io::Result<()> {
-        let path = self.path(uuid);
+    pub fn remove(&self, guest: &Guest) -> io::Result<()> {
+        let path = self.path(guest);
         match fs::remove_file(&path).and_then(|()| self.sync()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
@@ -166,6 +168,8 @@ fn read(path: &Path) -> io::Result<Record> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use uuid::Uuid;
+
     use super::*;
 
     fn record(name: &str) -> Record {
@@ -179,14 +183,14 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let records = Records::in_directory(&home.path().join("a/b"));
         assert!(records.all().is_empty());
-        records.remove(Uuid::from_u128(7)).unwrap();
+        records.remove(&record("web").guest).unwrap();
         let mut web = record("web");
         records.write(&web).unwrap();
         web.stage = Stage::Going;
         records.write(&web).unwrap();
         let [Ok(read)] = &records.all()[..] else { panic!("{:?}", records.all()) };
         assert_eq!(*read, web);
-        let path = records.path(web.guest.uuid);
+        let path = records.path(&web.guest);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         // An interface between releases of this program.
         let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -200,8 +204,23 @@ mod tests {
         json["version"] = 2.into();
         fs::write(&path, json.to_string()).unwrap();
         assert!(records.all()[0].as_ref().is_err_and(|error| error.to_string().contains("newer release")));
-        records.remove(web.guest.uuid).unwrap();
+        records.remove(&web.guest).unwrap();
         assert!(records.all().is_empty());
+    }
+
+    #[test]
+    fn two_guests_with_one_uuid_have_a_record_each_and_one_of_an_earlier_version_is_found() {
+        let home = tempfile::tempdir().unwrap();
+        let records = Records::in_directory(home.path());
+        let (web, copy) = (record("web"), record("copy"));
+        let earlier = home.path().join(format!("{}.migration", web.guest.uuid));
+        fs::write(&earlier, serde_json::to_vec(&web).unwrap()).unwrap();
+        records.write(&copy).unwrap();
+        records.write(&web).unwrap();
+        assert_eq!((records.all().len(), records.path(&web.guest)), (2, earlier));
+        records.remove(&web.guest).unwrap();
+        let [Ok(left)] = &records.all()[..] else { panic!("{:?}", records.all()) };
+        assert_eq!(*left, copy);
     }
 
     #[test]
@@ -212,7 +231,7 @@ mod tests {
         let records = Records::in_directory(&file.join("sub"));
         assert!(records.write(&record("web")).unwrap_err().to_string().contains("file/sub"));
         let records = Records::in_directory(home.path());
-        fs::write(records.path(Uuid::nil()), "{").unwrap();
+        fs::write(records.path(&record("web").guest), "{").unwrap();
         let error = records.all().remove(0).unwrap_err().to_string();
         assert!(error.contains(".migration: ") && error.contains("migrated"), "{error}");
     }

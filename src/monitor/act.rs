@@ -203,7 +203,7 @@ impl Worker<'_> {
             Ok(None) => return Outcome::PutOff(Box::new(restart)),
             Err(why) => return Outcome::Failed(Box::new(restart), why),
         };
-        if let Err(error) = self.restarts().remove(restart.uuid) {
+        if let Err(error) = self.restarts().remove(restart.uuid, &restart.name) {
             self.warn(&restart.name, &format!("the note of what was done with it is still there: {error}"));
         }
         outcome
@@ -237,7 +237,7 @@ impl Worker<'_> {
         }
         for other in domains.iter().filter(|domain| domain.domid != restart.old && domain.domid != 0) {
             let is_half_made = other.uuid == restart.uuid && other.has_never_run();
-            if is_half_made && self.restarts().number(restart.uuid) == Some(other.domid) {
+            if is_half_made && self.restarts().number(restart.uuid, &restart.name) == Some(other.domid) {
                 toolstack.destroy(other.domid).map_err(gone)?;
             } else if other.has_never_run() && other.name.as_deref() == Some(&restart.name) {
                 let why = "is in the way: it was never let run, or is being built by somebody else";
@@ -279,7 +279,7 @@ impl Worker<'_> {
         let deadline = settings.start_maxwait.value.and_then(|limit| Instant::now().checked_add(limit));
         let note = |text: &str| self.note(&restart.name, text);
         let domid = toolstack
-            .create(&guest, deadline, &note, self.restarts().made(restart.uuid))
+            .create(&guest, deadline, &note, self.restarts().made(restart.uuid, &restart.name))
             .map_err(|error| error.to_string())?;
         self.mark(restart, domid);
         toolstack.unpause(domid).map_err(|error| {

@@ -4,6 +4,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,15 +14,16 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::mark::Mark;
+use crate::image::guest_key;
 use crate::toolstack::{Domid, Made};
 
 const VERSION: u32 = 1;
 
-/// Hidden, so that it is nobody's UUID.
+/// The end of the name of a file that is being written.
 const TEMPORARY: &str = ".new";
 
 /// The end of the name of a file with a domain's number.
-const NUMBER: &str = "domain";
+const NUMBER: &str = ".domain";
 
 /// How the guest comes to run again, if it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,18 +88,20 @@ impl Restarts {
     /// Writes one down, whole or not at all.
     pub fn put(&self, restart: &Restart) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-        let temporary = self.0.join(format!(".{}{TEMPORARY}", restart.uuid));
+        let temporary = self.hidden(restart.uuid, &restart.name, TEMPORARY);
         // A configuration can have passwords in it.
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&serde_json::to_vec(restart)?)?;
-        fs::rename(&temporary, self.path(restart.uuid))
+        fs::rename(&temporary, self.path(restart.uuid, &restart.name))
     }
 
     /// The guest runs, or is nobody's concern any more.
-    pub fn remove(&self, uuid: Uuid) -> io::Result<()> {
+    pub fn remove(&self, uuid: Uuid, name: &str) -> io::Result<()> {
         // No other domain gets this number as long as the one that has it is there.
-        let _ = fs::remove_file(self.path(uuid).with_extension(NUMBER));
-        match fs::remove_file(self.path(uuid)) {
+        let _ = fs::remove_file(self.hidden(uuid, name, NUMBER));
+        // So an earlier version has named it.
+        let _ = fs::remove_file(self.0.join(uuid.to_string()));
+        match fs::remove_file(self.path(uuid, name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -112,7 +116,7 @@ impl Restarts {
             Err(error) => return (restarts, vec![format!("{}: {error}", self.0.display())]),
         };
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            if path.extension().is_some_and(|end| TEMPORARY[1..] == *end || end == NUMBER) {
+            if path.file_name().is_some_and(|name| name.as_bytes().starts_with(b".")) {
                 continue;
             }
             match read(&path) {
@@ -127,8 +131,8 @@ impl Restarts {
     }
 
     /// Writes down the number of the domain that is made for a guest, as soon as it has one.
-    pub fn made(&self, uuid: Uuid) -> Made {
-        let path = self.path(uuid).with_extension(NUMBER);
+    pub fn made(&self, uuid: Uuid, name: &str) -> Made {
+        let path = self.hidden(uuid, name, NUMBER);
         Arc::new(move |domid| {
             // Without it, a domain that is left half made is named and not removed.
             let _ = fs::write(&path, domid.to_string());
@@ -136,12 +140,17 @@ impl Restarts {
     }
 
     /// The number of the domain that was made for a guest, if that was written down.
-    pub fn number(&self, uuid: Uuid) -> Option<Domid> {
-        fs::read_to_string(self.path(uuid).with_extension(NUMBER)).ok()?.parse().ok()
+    pub fn number(&self, uuid: Uuid, name: &str) -> Option<Domid> {
+        fs::read_to_string(self.hidden(uuid, name, NUMBER)).ok()?.parse().ok()
     }
 
-    fn path(&self, uuid: Uuid) -> PathBuf {
-        self.0.join(uuid.to_string())
+    fn path(&self, uuid: Uuid, name: &str) -> PathBuf {
+        self.0.join(guest_key(uuid, name))
+    }
+
+    /// A file that is no restart.
+    fn hidden(&self, uuid: Uuid, name: &str, end: &str) -> PathBuf {
+        self.0.join(format!(".{}{end}", guest_key(uuid, name)))
     }
 }
 
@@ -178,9 +187,9 @@ mod tests {
         assert_eq!(restarts.all(), (vec![restart], vec![]));
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         let directory = dir.path().join("run/restarts");
-        assert_eq!((mode(&directory), mode(&directory.join(uuid.to_string()))), (0o700, 0o600));
-        restarts.remove(uuid).expect("removed");
-        restarts.remove(uuid).expect("nothing to remove");
+        assert_eq!((mode(&directory), mode(&directory.join(format!("{uuid}.web2")))), (0o700, 0o600));
+        restarts.remove(uuid, "web2").expect("removed");
+        restarts.remove(uuid, "web2").expect("nothing to remove");
         assert_eq!(restarts.all(), (vec![], vec![]));
         // One that was killed while it wrote, and one that nobody can read.
         fs::write(directory.join(format!(".{uuid}.new")), "{").expect("write");

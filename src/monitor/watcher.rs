@@ -122,6 +122,9 @@ impl From<Heard> for News {
     }
 }
 
+/// What a guest is known by, its UUID and name: a copied guest has the same UUID.
+type Key = (Uuid, String);
+
 /// Something to be done with a guest.
 #[derive(Clone)]
 enum Job {
@@ -137,6 +140,10 @@ impl Job {
             Job::End(ended) => ended.uuid,
             Job::Restart(restart) => restart.uuid,
         }
+    }
+
+    fn key(&self) -> Key {
+        (self.uuid(), self.name().to_owned())
     }
 
     fn name(&self) -> &str {
@@ -171,7 +178,7 @@ struct Guests<'a, 'scope, 'env> {
     later: Vec<(Instant, Job)>,
     at_work: usize,
     /// How often something has failed for a guest in a row.
-    failures: HashMap<Uuid, usize>,
+    failures: HashMap<Key, usize>,
     clients: HashMap<u64, UnixStream>,
     /// Those for whom nothing is started, and whether they know.
     holders: HashMap<u64, bool>,
@@ -206,13 +213,17 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
             if restart.failed.is_none() {
                 let what = if restart.how == How::Remove { "removed" } else { "restarted" };
                 self.warn(&format!("{}: was being {what} when its monitor ended: going on", restart.name));
-                under_way.insert(restart.uuid);
+                under_way.insert((restart.uuid, restart.old_name.clone()));
+                under_way.insert((restart.uuid, restart.name.clone()));
                 self.next.push_back(Job::Restart(Box::new(restart)));
             }
         }
-        for domain in domains.iter().filter(|domain| domain.domid != 0 && !under_way.contains(&domain.uuid)) {
+        for domain in domains.iter().filter(|domain| domain.domid != 0) {
             // One without a name is being destroyed.
             let Some(name) = &domain.name else { continue };
+            if under_way.contains(&(domain.uuid, name.clone())) {
+                continue;
+            }
             match (self.adopt(domain.domid, domain.uuid, name), domain.state) {
                 (Err(error), _) => self.error(&format!("{name}: not watched: {error}")),
                 // It will be told as an event too; who asks before that is to know.
@@ -384,7 +395,7 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
                 }
                 let Some(Watched { guest, .. }) = self.watched.remove(&event.domid) else { return };
                 self.watch.remove(event.domid);
-                self.failures.remove(&guest.uuid);
+                self.failures.remove(&(guest.uuid, guest.name.clone()));
                 self.tell_holders(&guest, None);
             }
         }
@@ -445,7 +456,7 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
     /// What was to be done has been done, or has failed.
     fn done(&mut self, job: Job, outcome: Outcome) {
         self.at_work -= 1;
-        let uuid = job.uuid();
+        let (uuid, key) = (job.uuid(), job.key());
         match (&job, &outcome) {
             // It is tried again.
             (Job::End(_), Outcome::Stays(_)) | (Job::Restart(_), _) => {}
@@ -453,14 +464,14 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
         }
         match outcome {
             Outcome::Over => {
-                self.failures.remove(&uuid);
+                self.failures.remove(&key);
                 if let Job::End(ended) = job {
                     // Somebody may have let it run on.
                     self.look_again(ended.domid, uuid, &ended.name);
                 }
             }
             Outcome::Runs(domid, name) => {
-                self.failures.remove(&uuid);
+                self.failures.remove(&key);
                 self.look_again(domid, uuid, &name);
             }
             Outcome::PutOff(restart) => self.next.push_back(Job::Restart(restart)),
@@ -480,7 +491,7 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
     /// Tries again later, or gives up.
     fn failed(&mut self, job: Job, why: &str) {
         let settings = self.worker.watcher.settings;
-        let failures = self.failures.entry(job.uuid()).or_default();
+        let failures = self.failures.entry(job.key()).or_default();
         *failures += 1;
         let (failures, name) = (*failures, job.name().to_owned());
         if failures < settings.restart_tries.value.get() {
@@ -488,7 +499,7 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
             self.warn(&format!("{name}: {why}; trying again in {} s", pause.as_secs()));
             return self.later(job, pause);
         }
-        self.failures.remove(&job.uuid());
+        self.failures.remove(&job.key());
         match job {
             Job::End(ended) => {
                 self.error(&format!("{name}: has ended ({}), and is left as it is: {why}", word(ended.reason)));
@@ -604,12 +615,12 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
             Job::End(_) => false,
         };
         let waiting = self.next.iter().chain(self.later.iter().map(|(_, job)| job));
-        let dropped: Vec<_> = waiting.filter(|job| is_stopped(job)).map(Job::uuid).collect();
+        let dropped: Vec<_> = waiting.filter(|job| is_stopped(job)).map(Job::key).collect();
         self.next.retain(|job| !is_stopped(job));
         self.later.retain(|(_, job)| !is_stopped(job));
-        for uuid in dropped {
-            self.failures.remove(&uuid);
-            if let Err(error) = self.restarts().remove(uuid) {
+        for key in dropped {
+            self.failures.remove(&key);
+            if let Err(error) = self.restarts().remove(key.0, &key.1) {
                 self.warn(&format!("the note of a restart that is not to be is still there: {error}"));
             }
         }

@@ -152,7 +152,7 @@ impl SaveDirectory {
         newest_first.sort_by_key(|(_, image)| std::cmp::Reverse(image.mtime));
         for (place, (i, image)) in newest_first.iter().enumerate() {
             let newer = newest_first[..place].iter().map(|(_, newer)| newer);
-            let mut same = newer.filter(|newer| newer.name == image.name || newer.uuid == image.uuid);
+            let mut same = newer.filter(|newer| newer.is_of_same_guest(image));
             if let Some(by) = same.next() {
                 let reason = SkipReason::Superseded { by: by.path.clone() };
                 entries[*i] = ScanEntry::Skipped { path: image.path.clone(), reason };

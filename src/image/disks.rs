@@ -4,6 +4,7 @@
 //! whoever mounts a file system for writing, or checks it, changes its superblock. That does not see everything:
 //! not the inside of LVM in the guest, and not file systems like NTFS that keep their state elsewhere.
 
+use std::collections::HashSet;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -166,6 +167,12 @@ impl Disk {
             Err(_) => Ok(()),
         }
     }
+}
+
+/// Where the disks are that a guest may write to, as its configuration says.
+pub(super) fn written_to(config: &Value) -> HashSet<String> {
+    let disks = Disk::listed(config).into_iter().filter(|disk| disk.writable);
+    disks.map(|disk| disk.target).collect()
 }
 
 /// Why a disk is nothing that can be looked at here.

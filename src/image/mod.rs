@@ -278,6 +278,13 @@ impl Image {
         })
     }
 
+    /// Whether it is another image of the same guest, perhaps under another name. Two names with one UUID and no disk in
+    /// common that is written to are two guests: somebody has copied a guest's file.
+    pub fn is_of_same_guest(&self, other: &Image) -> bool {
+        let disks = |image: &Image| disks::written_to(&image.config);
+        self.name == other.name || (self.uuid == other.uuid && !disks(self).is_disjoint(&disks(other)))
+    }
+
     /// The number by which its file system knows the file under any name.
     pub fn file_number(&self) -> u64 {
         self.id.inode

@@ -1,6 +1,9 @@
 //! What the AUTO and SAVE directories have for us, and what about them people must be told.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
 
 use super::Identity;
 use crate::guest_config::auto::{self, AutoEntry, ScanError, SkipReason};
@@ -60,7 +63,32 @@ pub(super) fn auto_guests(directory: Option<&Path>, xen_host: &XenHost) -> AutoG
         Err(error @ ScanError::Missing { .. }) => messages.notes.push(error.to_string()),
         Err(error) => messages.failures.push(error.to_string()),
     }
+    let copied = copied_uuids(&found.guests);
+    for guest in found.guests.iter().filter(|guest| guest.uuid_given && copied.contains(&guest.uuid)) {
+        let (path, name, uuid) = (guest.path.display(), &guest.name, guest.uuid);
+        let why =
+            "another guest has it too, so that both are known by their names alone; give each one of its own";
+        messages.warnings.push(format!("{path}: {name}: uuid {uuid}: {why}"));
+    }
     found
+}
+
+/// The UUIDs that files of several guests give.
+pub(super) fn copied_uuids(guests: &[GuestConfig]) -> HashSet<Uuid> {
+    let given = guests.iter().filter(|guest| guest.uuid_given);
+    several(given.map(|guest| (guest.uuid, guest.name.as_str())))
+}
+
+/// The UUIDs that come with several names.
+pub(super) fn several<'a>(guests: impl Iterator<Item = (Uuid, &'a str)>) -> HashSet<Uuid> {
+    let mut names = HashMap::new();
+    let mut several = HashSet::new();
+    for (uuid, name) in guests {
+        if *names.entry(uuid).or_insert(name) != name {
+            several.insert(uuid);
+        }
+    }
+    several
 }
 
 /// The images of the SAVE directory.

@@ -483,6 +483,13 @@ impl Bench {
         std::fs::write(self.path("auto").join(file), text).expect("write");
     }
 
+    /// Puts a guest into AUTO whose file is a copy of this one's, with another name.
+    pub(super) fn copied_auto(&self, of: &str, name: &str) {
+        let text = std::fs::read_to_string(self.path("auto").join(of)).expect("read");
+        let text = text.replace(&format!("name = \"{of}\""), &format!("name = \"{name}\""));
+        std::fs::write(self.path("auto").join(name), text).expect("write");
+    }
+
     /// Puts an image of a guest into SAVE.
     pub(super) fn image(&self, name: &str) {
         self.image_with(name, json!({}));

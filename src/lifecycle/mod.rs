@@ -21,10 +21,13 @@ mod watchers;
 mod watching;
 mod workers;
 
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
 use uuid::Uuid;
+
+use directories::{copied_uuids, several};
 
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
@@ -75,7 +78,42 @@ impl Run<'_> {
     }
 }
 
-/// What a guest is known by. A configuration that leaves the UUID to the toolstack has none.
+/// The UUIDs that several guests have: somebody has copied a guest's file and changed the name, but not the UUID. Two
+/// names are two guests for xl. But a guest that runs under another name than its file or image has is the same guest, so
+/// that only names that are there side by side count.
+#[derive(Debug, Default)]
+struct Copied(HashSet<Uuid>);
+
+impl Copied {
+    fn new(auto: &[GuestConfig], images: &[Image], domains: &[Domain]) -> Copied {
+        let mut copied = copied_uuids(auto);
+        copied.extend(several(images.iter().map(|image| (image.uuid, image.name.as_str()))));
+        let guests = domains.iter().filter(|domain| domain.is_manageable() && is_alive(domain));
+        copied.extend(several(guests.map(|domain| (domain.uuid, name(domain)))));
+        Copied(copied)
+    }
+
+    fn contains(&self, uuid: Uuid) -> bool {
+        self.0.contains(&uuid)
+    }
+
+    /// What an image's guest is known by.
+    fn image(&self, image: &Image) -> Identity {
+        self.identity(Identity::of_image(image))
+    }
+
+    /// What the guest of a file is known by.
+    fn config(&self, guest: &GuestConfig) -> Identity {
+        self.identity(Identity::of_config(guest))
+    }
+
+    fn identity(&self, guest: Identity) -> Identity {
+        Identity { uuid: guest.uuid.filter(|uuid| !self.contains(*uuid)), ..guest }
+    }
+}
+
+/// What a guest is known by. One whose file leaves the UUID to the toolstack, or whose UUID is another guest's too, is known
+/// by its name alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
     name: String,

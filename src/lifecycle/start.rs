@@ -2,8 +2,8 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use super::recovery::{Building, begin_building, recover};
 use super::watchers::is_ownerless;
 use super::watching::Watching;
 use super::workers::{Places, all_at_once, in_order, lock};
-use super::{Identity, Run, is_alive, is_finished, name, reason, state_word};
+use super::{Copied, Identity, Run, is_alive, is_finished, name, reason, state_word};
 use crate::guest_config::GuestConfig;
 use crate::host::Host;
 use crate::image::{self, Consumed, Image, Verdict};
@@ -93,6 +93,8 @@ struct Start<'a> {
     cleared: Mutex<Vec<Domid>>,
     /// Guests that were not even begun because the program was asked to end.
     not_begun: Mutex<Vec<String>>,
+    /// The UUIDs that several guests have, once the guests to start are known.
+    copied: OnceLock<Copied>,
 }
 
 /// One guest to be started: from its image, or else from its file.
@@ -122,13 +124,13 @@ impl From<String> for Failure {
 }
 
 impl Job {
-    fn of_image(image: Image) -> Job {
-        let identity = Identity::of_image(&image);
+    fn of_image(image: Image, copied: &Copied) -> Job {
+        let identity = copied.image(&image);
         Job { identity, image: Some(image), config: None, unwanted: None, unreadable: None, tries: 0 }
     }
 
-    fn of_config(config: GuestConfig) -> Job {
-        let identity = Identity::of_config(&config);
+    fn of_config(config: GuestConfig, copied: &Copied) -> Job {
+        let identity = copied.config(&config);
         Job { identity, image: None, config: Some(config), unwanted: None, unreadable: None, tries: 0 }
     }
 
@@ -179,6 +181,7 @@ impl<'a> Start<'a> {
             kept: Mutex::default(),
             cleared: Mutex::default(),
             not_begun: Mutex::default(),
+            copied: OnceLock::new(),
         }
     }
 
@@ -277,6 +280,7 @@ impl<'a> Start<'a> {
         let auto = auto_guests(settings.auto.value.as_deref(), self.run.xen_host);
         auto.messages.tell(self.run.report);
         let Images { images, unreadable, superseded, unknown, .. } = found;
+        let copied = self.copied.get_or_init(|| Copied::new(&auto.guests, &images, domains));
         let mut jobs = Vec::new();
         let mut unwanted = Vec::new();
         if settings.restore.value {
@@ -284,7 +288,8 @@ impl<'a> Start<'a> {
             for image in superseded.iter().filter_map(|path| Image::open(path).ok()) {
                 self.set_aside(image, "there is a newer image of its guest");
             }
-            jobs.extend(self.without_running(images, domains).into_iter().map(Job::of_image));
+            let waiting = self.without_running(images, domains, copied);
+            jobs.extend(waiting.into_iter().map(|image| Job::of_image(image, copied)));
         } else {
             unwanted = images;
         }
@@ -293,12 +298,12 @@ impl<'a> Start<'a> {
             return jobs;
         }
         for config in auto.guests {
-            let guest = Identity::of_config(&config);
+            let guest = copied.config(&config);
             match jobs.iter_mut().find(|job| job.identity.is_same_guest(&guest)) {
                 Some(job) => job.config = Some(config),
                 None => {
-                    let mut job = Job::of_config(config);
-                    let place = unwanted.iter().position(|image| Identity::of_image(image).is_same_guest(&guest));
+                    let mut job = Job::of_config(config, copied);
+                    let place = unwanted.iter().position(|image| copied.image(image).is_same_guest(&guest));
                     job.unwanted = place.map(|place| unwanted.swap_remove(place));
                     job.unreadable = unreadable_image_of(&guest, &unreadable).map(PathBuf::from);
                     jobs.push(job);
@@ -349,10 +354,10 @@ impl<'a> Start<'a> {
 
     /// The images of guests that don't run. An image whose guest runs is outdated, and so is one whose guest's disks have
     /// been written to since.
-    fn without_running(&self, images: Vec<Image>, domains: &[Domain]) -> Vec<Image> {
+    fn without_running(&self, images: Vec<Image>, domains: &[Domain], copied: &Copied) -> Vec<Image> {
         let mut waiting = Vec::new();
         for image in images {
-            match Identity::of_image(&image).find(domains) {
+            match copied.image(&image).find(domains) {
                 None => match image.verdict() {
                     Verdict::Stale(why) => self.set_aside(image, &why),
                     // What is not there yet may come: it is looked at again when it is needed.
@@ -369,7 +374,7 @@ impl<'a> Start<'a> {
                 }
                 Some(domain) => {
                     self.report_in_the_way(&image, domain);
-                    lock(&self.kept).push(Identity::of_image(&image));
+                    lock(&self.kept).push(copied.image(&image));
                 }
             }
         }
@@ -460,8 +465,8 @@ impl<'a> Start<'a> {
         };
         self.leave_restarting(&mut jobs, &restarting);
         jobs.retain_mut(|job| {
-            if let Some(image) = job.image.take() {
-                job.image = self.without_running(vec![image], &domains).pop();
+            if let (Some(image), Some(copied)) = (job.image.take(), self.copied.get()) {
+                job.image = self.without_running(vec![image], &domains, copied).pop();
             }
             job.image.is_some() || (job.config.is_some() && self.is_to_be_created(job, &domains, &domains))
         });
@@ -996,7 +1001,7 @@ mod tests {
             );
             assert!(bench.err().contains(&why), "{}", bench.err());
             assert!(bench.err().contains("not booted on the wrong disk"), "{}", bench.err());
-            bench.run(|run| crate::lifecycle::check(run.settings, run.xen_host, false, run.report));
+            bench.run(|run| crate::lifecycle::check(run.host, run.settings, run.xen_host, false, run.report));
             assert!(bench.err().contains("start would keep it: disk xvda"), "{}", bench.err());
         }
     }
@@ -1410,6 +1415,35 @@ mod tests {
         assert_eq!(bench.toolstack.calls(), [""; 0]);
         assert!(bench.err().contains("these guests were not started: db, web"), "{}", bench.err());
         assert_eq!(bench.saved(), ["db"]);
+    }
+
+    #[test]
+    fn guests_with_a_copied_uuid_are_started_and_kept_each_by_its_name() {
+        let bench = with_settings("XENDOMAINS_START_JOBS=1\nXENDOMAINS_SAVE_JOBS=1\n");
+        bench.auto("web", "web");
+        bench.copied_auto("web", "copy");
+        let both = ["copy Running", "web Running"];
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.left(), both);
+        assert!(bench.err().contains("auto/copy: copy: uuid "), "{}", bench.err());
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        assert_eq!((bench.toolstack.left().len(), bench.saved()), (0, vec!["copy".to_owned(), "web".to_owned()]));
+        // One comes back and is stopped again: that says nothing of the other one's image.
+        bench.run(|run| {
+            for image in images(Some(&bench.path("save"))).images.into_iter().filter(|image| image.name == "web") {
+                let domid =
+                    run.toolstack.restore(&image, None, &|_| {}, std::sync::Arc::new(|_| {})).expect("built");
+                image.consume().and_then(Consumed::remove).expect("consumed");
+                run.toolstack.unpause(domid).expect("runs");
+                bench.toolstack.change(domid, |domain| domain.cpu_time = Duration::from_secs(1));
+            }
+        });
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.saved(), ["copy", "web"]);
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!((bench.toolstack.left(), bench.saved()), (both.map(str::to_owned).to_vec(), vec![]));
+        assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.left(), both);
     }
 
     #[test]

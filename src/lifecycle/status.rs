@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::directories::{Messages, auto_guests, images};
+use super::directories::{AutoGuests, Images, Messages, auto_guests, images};
 use super::migrations::elsewhere;
-use super::{Identity, is_alive, state_word, watchers};
+use super::{Copied, Identity, is_alive, state_word, watchers};
 use crate::guest_config::XenHost;
 use crate::host::Host;
 use crate::image::{Image, Verdict};
@@ -98,11 +98,14 @@ pub fn overview(
         complete: true,
         guests: domains.iter().map(Guest::of_domain).collect(),
     };
-    overview.add_auto(settings, xen_host, report);
-    overview.add_images(settings, report);
-    overview.add_migrations(host, &domains, report);
+    let auto = auto_guests(settings.auto.value.as_deref(), xen_host);
+    let images = images(settings.save.value.as_deref());
+    let copied = Copied::new(&auto.guests, &images.images, &domains);
+    overview.add_auto(auto, &copied, report);
+    overview.add_images(images, &copied, report);
+    overview.add_migrations(host, &domains, &copied, report);
     watchers::add(&mut overview.guests, host, &domains, toolstack, report);
-    overview.add_restarts(host, report);
+    overview.add_restarts(host, &copied, report);
     overview.guests.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     Ok(overview)
 }
@@ -114,21 +117,19 @@ impl Overview {
         Overview { toolstack: None, message, complete: true, guests: Vec::new() }.json()
     }
 
-    fn add_auto(&mut self, settings: &Settings, xen_host: &XenHost, report: &Reporter) {
-        let found = auto_guests(settings.auto.value.as_deref(), xen_host);
+    fn add_auto(&mut self, found: AutoGuests, copied: &Copied, report: &Reporter) {
         self.take(&found.messages, report);
         for config in found.guests {
-            let guest = self.find_or_add(&Identity::of_config(&config));
+            let guest = self.find_or_add(&copied.config(&config));
             guest.auto = true;
             guest.auto_file = Some(shown(&config.path));
         }
     }
 
-    fn add_images(&mut self, settings: &Settings, report: &Reporter) {
-        let found = images(settings.save.value.as_deref());
+    fn add_images(&mut self, found: Images, copied: &Copied, report: &Reporter) {
         self.take(&found.messages, report);
         for image in found.images {
-            let guest = self.find_or_add(&Identity::of_image(&image));
+            let guest = self.find_or_add(&copied.image(&image));
             guest.image = Some(shown(&image.path));
             guest.image_bytes = Some(image.size);
             guest.image_age_seconds = age(&image).map(|age| age.as_secs());
@@ -138,12 +139,12 @@ impl Overview {
     }
 
     /// Guests that run elsewhere are named if they belong here, and those that may run elsewhere in any case.
-    fn add_migrations(&mut self, host: &Host, domains: &[Domain], report: &Reporter) {
+    fn add_migrations(&mut self, host: &Host, domains: &[Domain], copied: &Copied, report: &Reporter) {
         let (guests, unreadable) = elsewhere(host, domains);
         unreadable.iter().for_each(|message| report.warn(message));
         self.complete &= unreadable.is_empty();
         for away in guests {
-            let guest = self.find_or_add(&away.identity());
+            let guest = self.find_or_add(&copied.identity(away.identity()));
             if guest.id.is_none() {
                 guest.state = MOVED;
             }
@@ -157,11 +158,12 @@ impl Overview {
     }
 
     /// Guests that the monitor restarts, or could not restart.
-    fn add_restarts(&mut self, host: &Host, report: &Reporter) {
+    fn add_restarts(&mut self, host: &Host, copied: &Copied, report: &Reporter) {
         let (restarts, unreadable) = Restarts::new(&host.run_dir).all();
         unreadable.iter().for_each(|message| report.warn(message));
         for restart in restarts.into_iter().filter(|restart| restart.is_under_way() || restart.failed.is_some()) {
-            let guest = self.find_or_add(&Identity { name: restart.name, uuid: Some(restart.uuid) });
+            let identity = Identity { name: restart.name, uuid: Some(restart.uuid) };
+            let guest = self.find_or_add(&copied.identity(identity));
             if guest.alive {
                 continue;
             }

@@ -16,7 +16,7 @@ use super::recovery::recover;
 use super::unsavable::obstacle;
 use super::watching;
 use super::workers::{Place, Places, all_at_once, lock};
-use super::{Identity, Run, is_alive, is_finished, name, reason};
+use super::{Copied, Run, is_alive, is_finished, name, reason};
 use crate::guest_config::{GuestConfig, PerGuest, StopAction};
 use crate::image::{Consumed, Image, SaveDirectory};
 use crate::migrate::{Migration, Outcome, With};
@@ -159,8 +159,9 @@ struct Auto {
 impl Auto {
     fn new(guests: Vec<GuestConfig>) -> Auto {
         let (mut by_name, mut by_uuid) = (HashMap::new(), HashMap::new());
+        let copied = Copied::new(&guests, &[], &[]);
         for (place, guest) in guests.iter().enumerate() {
-            let identity = Identity::of_config(guest);
+            let identity = copied.config(guest);
             by_name.entry(identity.name).or_insert(place);
             if let Some(uuid) = identity.uuid {
                 by_uuid.entry(uuid).or_insert(place);
@@ -169,10 +170,10 @@ impl Auto {
         Auto { guests, by_name, by_uuid }
     }
 
-    /// The first of them that is this one.
+    /// The one that is this guest.
     fn find(&self, guest: &Domain) -> Option<&GuestConfig> {
-        let places = [self.by_name.get(name(guest)), self.by_uuid.get(&guest.uuid)];
-        places.into_iter().flatten().min().and_then(|place| self.guests.get(*place))
+        let place = self.by_name.get(name(guest)).or_else(|| self.by_uuid.get(&guest.uuid));
+        place.and_then(|place| self.guests.get(*place))
     }
 }
 
@@ -246,12 +247,12 @@ impl<'a> Stop<'a> {
 
     /// Has `stop` stop the guests that `select` takes of those that are there, and looks again until no new one is. A
     /// guest counts as new when it has another domain id than before, so that one that reboots is met again and one
-    /// that can't be stopped is not. Returns the UUIDs of all.
+    /// that can't be stopped is not. Returns the UUIDs and names of all.
     fn in_rounds(
         &self,
         select: impl Fn(Vec<Domain>) -> Vec<Domain>,
         stop: impl Fn(&[Domain], Option<Instant>),
-    ) -> Result<HashSet<uuid::Uuid>, Error> {
+    ) -> Result<HashSet<(Uuid, String)>, Error> {
         let mut met = HashSet::new();
         let mut selected = HashSet::new();
         let mut deadline = self.deadline;
@@ -261,7 +262,7 @@ impl<'a> Stop<'a> {
             if guests.is_empty() || self.is_told_to_end() {
                 break;
             }
-            selected.extend(guests.iter().map(|guest| guest.uuid));
+            selected.extend(guests.iter().map(|guest| (guest.uuid, name(guest).to_owned())));
             self.run.report.expect("stopped", guests.iter().map(|guest| name(guest).to_owned()));
             self.may_return.store(false, Ordering::Relaxed);
             if round == 1 {
@@ -321,8 +322,10 @@ impl<'a> Stop<'a> {
     /// restore an image that is older than what the guest has written to its disks.
     fn set_outdated_aside(&self, guests: &[Domain]) {
         // What can't be read there is reported by start and status.
-        for image in images(self.run.settings.save.value.as_deref()).images {
-            if !Identity::of_image(&image).find(guests).is_some_and(is_alive) {
+        let found = images(self.run.settings.save.value.as_deref()).images;
+        let copied = Copied::new(&self.auto.guests, &found, guests);
+        for image in found {
+            if !copied.image(&image).find(guests).is_some_and(is_alive) {
                 continue;
             }
             match image.consume() {
@@ -334,8 +337,7 @@ impl<'a> Stop<'a> {
 
     /// Removes what a new image of the guest replaces.
     fn remove_outdated(&self, new: &Image) {
-        let guest = Identity::of_image(new);
-        let is_older = |aside: &Consumed| Identity::of_image(aside.image()).is_same_guest(&guest);
+        let is_older = |aside: &Consumed| new.is_of_same_guest(aside.image());
         let mut outdated = lock(&self.outdated);
         let (older, others): (Vec<_>, _) = std::mem::take(&mut *outdated).into_iter().partition(is_older);
         *outdated = others;
@@ -694,7 +696,7 @@ impl<'a> Stop<'a> {
 
     /// Looks once more: what has come to its end meanwhile is cleaned up, what is still there is destroyed if that was
     /// asked for, and otherwise reported.
-    fn finish(&self, selected: &HashSet<uuid::Uuid>) -> Result<(), Error> {
+    fn finish(&self, selected: &HashSet<(Uuid, String)>) -> Result<(), Error> {
         for aside in lock(&self.outdated).drain(..) {
             tell_aside(&aside.image().path, "its guest has run since", &aside, self.run.report);
         }
@@ -707,7 +709,7 @@ impl<'a> Stop<'a> {
         never_run.iter().for_each(|domain| self.report_never_run(domain));
         all_at_once(guests.iter().collect(), |guest: &Domain| {
             let destroy = Chain::new(settings, &self.wish(guest), None).destroy;
-            if !everything && !selected.contains(&guest.uuid) {
+            if !everything && !selected.contains(&(guest.uuid, name(guest).to_owned())) {
                 self.run.report.note(&format!("{}: left running, it is not of AUTO", name(guest)));
             } else if is_finished(guest) {
                 self.clean_up(guest);

@@ -73,7 +73,9 @@ impl<'a> Watching<'a> {
             now = self.run.toolstack.domains()?;
         }
         away.extend(waiting.into_iter().map(|guest| Identity { name: guest.name, uuid: Some(guest.uuid) }));
-        away.retain(|guest| guest.find(&now).is_none_or(|domain| !super::is_alive(domain)));
+        // By its name: another guest with a copied UUID is not the one that has come back.
+        let by_name = |guest: &Identity| Identity { uuid: None, ..guest.clone() };
+        away.retain(|guest| by_name(guest).find(&now).is_none_or(|domain| !super::is_alive(domain)));
         Ok((now, away))
     }
 

@@ -172,6 +172,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn two_guests_with_one_uuid_have_one_each() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let restarts = Restarts::new(dir.path());
+        let uuid = Uuid::new_v4();
+        for (old, name) in [(7, "web"), (8, "copy")] {
+            restarts
+                .put(&Restart::new(old, name, uuid, How::Destroy, Mark::new(None), json!({})))
+                .expect("written");
+            restarts.made(uuid, name)(old + 10);
+        }
+        restarts.remove(uuid, "web").expect("removed");
+        let numbers = ["web", "copy"].map(|name| restarts.number(uuid, name));
+        assert_eq!((restarts.all().0.len(), numbers), (1, [None, Some(18)]));
+    }
+
+    #[test]
     fn what_is_written_down_is_found_until_it_is_removed() {
         let dir = tempfile::tempdir().expect("a directory");
         let restarts = Restarts::new(&dir.path().join("run"));

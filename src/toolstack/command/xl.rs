@@ -94,12 +94,14 @@ impl Xl {
         &self,
         action: &'static str,
         words: &[&dyn AsRef<OsStr>],
-        uuid: Uuid,
+        (uuid, guest): (Uuid, &str),
         deadline: Option<Instant>,
     ) -> Result<Domid, Error> {
         let find = || {
             let rows = self.rows()?;
-            let row = rows.iter().find(|row| row.uuid == uuid && row.state != State::Dying);
+            let row = rows.iter().find(|row| {
+                row.uuid == uuid && row.name.as_deref() == Some(guest.trim_end()) && row.state != State::Dying
+            });
             Ok(row.map(|row| Built {
                 domid: row.domid,
                 half_made: row.state == State::Paused && row.cpu_time.is_zero(),
@@ -222,7 +224,12 @@ impl Toolstack for Xl {
     ) -> Result<Domid, Error> {
         // Without it xl would choose one of its own each time.
         let uuid = format!("uuid=\"{}\"", guest.uuid);
-        self.build("create", &[&"create", &"-q", &"-p", &"-f", &guest.path, &uuid], guest.uuid, deadline)
+        self.build(
+            "create",
+            &[&"create", &"-q", &"-p", &"-f", &guest.path, &uuid],
+            (guest.uuid, &guest.name),
+            deadline,
+        )
     }
 
     fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>, _: Made) -> Result<Domid, Error> {
@@ -230,7 +237,7 @@ impl Toolstack for Xl {
         // Whether it still is the file that was looked at.
         stream_of("restore", image)?;
         // How far the command is can't be seen, so only the program's end ends it.
-        self.build("restore", &[&"restore", &"-p", &image.path], image.uuid, None)
+        self.build("restore", &[&"restore", &"-p", &image.path], (image.uuid, &image.name), None)
     }
 
     fn unpause(&self, domid: Domid) -> Result<(), Error> {

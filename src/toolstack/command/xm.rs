@@ -59,12 +59,13 @@ impl Xm {
         &self,
         action: &'static str,
         words: &[&dyn AsRef<OsStr>],
-        uuid: Uuid,
+        (uuid, guest): (Uuid, &str),
         deadline: Option<Instant>,
     ) -> Result<Domid, Error> {
         let find = || {
             let domains = self.list()?;
-            let domain = domains.iter().find(|domain| domain.uuid == uuid);
+            let domain =
+                domains.iter().find(|domain| domain.uuid == uuid && domain.name.as_deref() == Some(guest));
             Ok(domain.map(|domain| Built {
                 domid: domain.domid,
                 half_made: domain.state == State::Paused && domain.cpu_time < HARDLY_RUN,
@@ -137,7 +138,12 @@ impl Toolstack for Xm {
     ) -> Result<Domid, Error> {
         // Without it xend would choose one of its own.
         let uuid = format!("uuid={}", guest.uuid);
-        self.build("create", &[&"create", &"-q", &"-p", &"-f", &guest.path, &uuid], guest.uuid, deadline)
+        self.build(
+            "create",
+            &[&"create", &"-q", &"-p", &"-f", &guest.path, &uuid],
+            (guest.uuid, &guest.name),
+            deadline,
+        )
     }
 
     fn restore(&self, image: &Image, _: Option<Instant>, _: Note<'_>, _: Made) -> Result<Domid, Error> {
@@ -148,7 +154,7 @@ impl Toolstack for Xm {
         // Whether it still is the file that was looked at.
         stream_of(ACTION, image)?;
         // How far the command is can't be seen, so only the program's end ends it.
-        self.build(ACTION, &[&"restore", &"-p", &image.path], image.uuid, None)
+        self.build(ACTION, &[&"restore", &"-p", &image.path], (image.uuid, &image.name), None)
     }
 
     fn unpause(&self, domid: Domid) -> Result<(), Error> {

@@ -198,15 +198,16 @@ impl<'a> Stop<'a> {
             *lock(&self.watched) = hold.watched.iter().map(|guest| (guest.domid, guest.uuid)).collect();
         }
         let result = self.stop_all();
-        if result.is_ok() {
-            let stopped: Vec<_> = self.auto.by_name.keys().cloned().collect();
+        if let Ok(selected) = &result {
+            let selected = selected.iter().map(|(_, name)| name);
+            let stopped: Vec<_> = self.auto.by_name.keys().chain(selected).cloned().collect();
             let stopped = Some(stopped).filter(|_| !self.is_about_all());
             match hold {
                 Some(hold) => watching::release(self.run, hold, stopped),
                 None => watching::forget_restarts(self.run, stopped.as_deref()),
             }
         }
-        result
+        result.map(drop)
     }
 
     /// Whether all guests are to be stopped, and not only those of AUTO.
@@ -215,14 +216,15 @@ impl<'a> Stop<'a> {
         settings.shutdown_all.value.is_some() || !settings.auto_only.value
     }
 
-    fn stop_all(&self) -> Result<(), Error> {
+    /// Returns the UUIDs and names of the guests that were selected.
+    fn stop_all(&self) -> Result<HashSet<(Uuid, String)>, Error> {
         let settings = self.run.settings;
         let jobs = settings.migrate_jobs.value.get();
         let migration = match Migration::new(&settings.migrate, jobs, records(self.run.host), self.run.xen_host) {
             Ok(migration) => migration,
             Err(message) => {
                 self.run.report.error(&message);
-                return Ok(());
+                return Ok(HashSet::new());
             }
         };
         let mut guests = recover(self.run)?;
@@ -242,7 +244,8 @@ impl<'a> Stop<'a> {
             };
             self.in_rounds(alive, |guests, deadline| self.shut_down_rest(guests, deadline, options))?;
         }
-        self.finish(&selected)
+        self.finish(&selected)?;
+        Ok(selected)
     }
 
     /// Has `stop` stop the guests that `select` takes of those that are there, and looks again until no new one is. A
@@ -283,11 +286,11 @@ impl<'a> Stop<'a> {
         Ok(guests)
     }
 
-    /// All guests, or with AUTO_ONLY those whose name a file of the AUTO directory has. If that can't be known, it is
-    /// none of them.
+    /// All guests, or with AUTO_ONLY those for which a file of the AUTO directory is: by its name, or else by its UUID, for
+    /// a guest that was renamed. If that can't be known, it is none of them.
     pub(super) fn select(&self, mut guests: Vec<Domain>) -> Vec<Domain> {
         if self.run.settings.auto_only.value {
-            guests.retain(|guest| self.auto.by_name.contains_key(name(guest)));
+            guests.retain(|guest| self.auto.find(guest).is_some());
         }
         guests
     }
@@ -1018,6 +1021,26 @@ mod tests {
         assert_eq!(bench.toolstack.calls_of("saving"), [""; 0]);
         assert!(bench.err().contains("crashed: has crashed"));
         assert!(bench.err().contains("saving: stop FAILED"), "{}", bench.err());
+    }
+
+    #[test]
+    fn with_auto_only_a_renamed_guest_is_still_one_of_auto() {
+        let bench = with_settings("XENDOMAINS_AUTO_ONLY=true\nXENDOMAINS_SHUTDOWN_ALL=\n");
+        bench.auto("web", "web");
+        running(&bench, &["web", "other"]);
+        bench.toolstack.change(bench.toolstack.get_by_name("web").domid, |domain| {
+            domain.name = Some("web2".to_owned());
+        });
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        assert_eq!((bench.toolstack.left(), bench.saved()), (vec!["other Running".into()], vec!["web2".into()]));
+        // With a copied UUID only the name tells.
+        bench.copied_auto("web", "copy");
+        running(&bench, &["web2"]);
+        bench.toolstack.change(bench.toolstack.get_by_name("web2").domid, |domain| {
+            domain.uuid = super::super::mock::uuid_of("web");
+        });
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        assert_eq!(bench.toolstack.left(), ["other Running", "web2 Running"]);
     }
 
     #[test]

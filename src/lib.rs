@@ -302,7 +302,12 @@ impl Program<'_> {
         for purpose in [Purpose::Start, Purpose::Stop] {
             lifecycle::unsupported(&settings, purpose).iter().for_each(|message| self.report.error(message));
         }
-        lifecycle::check(self.host, &settings, &xen_host, on_host, self.report);
+        let domains = toolstack.map_or(Ok(Vec::new()), |toolstack| toolstack.domains());
+        let domains = domains.unwrap_or_else(|error| {
+            self.report.warn(&format!("which guests run can't be told: {error}"));
+            Vec::new()
+        });
+        lifecycle::check(self.host, &settings, &xen_host, on_host, &domains, self.report);
         Ok(self.report.exit())
     }
 

@@ -1,22 +1,31 @@
 //! check: what start and stop would find wrong, without touching anything.
 
+use super::Copied;
 use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{auto_guests, images};
 use super::libvirt::warn_of_libvirt;
 use super::longest::{Member, warn_of_long_stop};
-use super::status::{age, duration, fate};
+use super::status::{RESTORE, age, duration, fate};
 use super::stop::Chain;
 use super::unsavable::obstacle;
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
-use crate::image::{Image, Verdict};
+use crate::image::Image;
 use crate::needs;
 use crate::report::Reporter;
 use crate::settings::{Settings, ToolstackChoice, TransportKind};
+use crate::toolstack::Domain;
 
 /// Looks through the AUTO and SAVE directories. What can't be used counts as a failure. `on_host` says that this is the
-/// machine on which the guests will run, so that what they need must be here.
-pub fn check(host: &Host, settings: &Settings, xen_host: &XenHost, on_host: bool, report: &Reporter) {
+/// machine on which the guests will run, so that what they need must be here; `domains` are there now, as far as that is known.
+pub fn check(
+    host: &Host,
+    settings: &Settings,
+    xen_host: &XenHost,
+    on_host: bool,
+    domains: &[Domain],
+    report: &Reporter,
+) {
     let found = auto_guests(settings.auto.value.as_deref(), xen_host);
     found.guests.iter().for_each(|guest| check_guest(guest, on_host, report));
     found.messages.tell(report);
@@ -37,7 +46,8 @@ pub fn check(host: &Host, settings: &Settings, xen_host: &XenHost, on_host: bool
 
     let found = images(settings.save.value.as_deref());
     check_backends(&guests, &found.images, report);
-    found.images.iter().for_each(|image| check_image(image, report));
+    let copied = Copied::new(&guests, &found.images, domains);
+    found.images.iter().for_each(|image| check_image(image, domains, &copied, report));
     found.messages.tell(report);
     for path in &found.superseded {
         report.warn(&format!("{}: an older image of a guest that has a newer one", path.display()));
@@ -139,15 +149,13 @@ fn describe_guest(guest: &GuestConfig) -> String {
 }
 
 /// Says what an image is, and what start would do with it.
-fn check_image(image: &Image, report: &Reporter) {
+fn check_image(image: &Image, domains: &[Domain], copied: &Copied, report: &Reporter) {
     let size = image.size.div_ceil(1 << 20);
     let age = age(image).map_or("in the future".to_owned(), |age| format!("{} ago", duration(age)));
     let path = image.path.display();
     report.note(&format!("{path}: image of {} ({size} MiB, saved {age})", image.name));
-    let verdict = image.verdict();
-    let is_doubtful = !matches!(verdict, Verdict::Fresh | Verdict::Unknown(_));
-    match fate(verdict) {
-        (fate, Some(why)) if is_doubtful => report.warn(&format!("{path}: start would {fate} it: {why}")),
+    match fate(image, domains, copied) {
+        (fate, Some(why)) if fate != RESTORE => report.warn(&format!("{path}: start would {fate} it: {why}")),
         (fate, Some(what)) => report.note(&format!("{path}: start would {fate} it, but {what}")),
         (_, None) => {}
     }
@@ -159,10 +167,15 @@ mod tests {
 
     use super::super::mock::Bench;
     use super::*;
+    use crate::lifecycle::overview;
     use crate::report::Exit;
+    use crate::toolstack::State;
 
     fn checked(bench: &Bench, on_host: bool) -> Exit {
-        bench.run(|run| check(run.host, run.settings, run.xen_host, on_host, run.report))
+        bench.run(|run| {
+            let domains = if on_host { run.toolstack.domains().expect("listed") } else { Vec::new() };
+            check(run.host, run.settings, run.xen_host, on_host, &domains, run.report);
+        })
     }
 
     #[test]
@@ -178,6 +191,29 @@ mod tests {
         assert!(out.contains(&image) && out.ends_with(" ago)\n"), "{out}");
         assert_eq!(bench.err(), "");
         assert_eq!(bench.saved(), ["db"]);
+    }
+
+    #[test]
+    fn status_check_and_start_agree_about_an_image_whose_guest_is_there() {
+        for (state, fate, why) in [
+            (State::Running, "set aside", "its guest runs already, as domain 2"),
+            (State::Paused, "keep", "domain 2 (web) is in the way: it is paused"),
+        ] {
+            let bench = Bench::new();
+            bench.image("web");
+            bench.toolstack.domain("web", state);
+            bench.run(|run| {
+                let seen =
+                    overview(run.host, run.settings, run.xen_host, run.toolstack, run.report).expect("seen");
+                let json: serde_json::Value = serde_json::from_str(&seen.json()).expect("JSON");
+                let guest = &json["guests"][0];
+                assert_eq!((&guest["image_fate"], &guest["image_reason"]), (&fate.into(), &why.into()));
+            });
+            checked(&bench, true);
+            assert!(bench.err().contains(&format!("start would {fate} it: {why}")), "{}", bench.err());
+            bench.start();
+            assert_eq!(bench.saved() == ["web"], fate == "keep", "{:?}", bench.saved());
+        }
     }
 
     #[test]

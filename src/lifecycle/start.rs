@@ -1001,7 +1001,7 @@ mod tests {
             );
             assert!(bench.err().contains(&why), "{}", bench.err());
             assert!(bench.err().contains("not booted on the wrong disk"), "{}", bench.err());
-            bench.run(|run| crate::lifecycle::check(run.host, run.settings, run.xen_host, false, run.report));
+            bench.run(|run| crate::lifecycle::check(run.host, run.settings, run.xen_host, false, &[], run.report));
             assert!(bench.err().contains("start would keep it: disk xvda"), "{}", bench.err());
         }
     }

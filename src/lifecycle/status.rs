@@ -9,14 +9,14 @@ use uuid::Uuid;
 
 use super::directories::{AutoGuests, Images, Messages, auto_guests, images};
 use super::migrations::elsewhere;
-use super::{Copied, Identity, is_alive, state_word, watchers};
+use super::{Copied, Identity, is_alive, name, state_word, watchers};
 use crate::guest_config::XenHost;
 use crate::host::Host;
 use crate::image::{Image, Verdict};
 use crate::monitor::Restarts;
 use crate::report::{Exit, Reporter, one_line};
 use crate::settings::Settings;
-use crate::toolstack::{Domain, Error, Toolstack};
+use crate::toolstack::{Domain, Error, State, Toolstack};
 
 /// What `status` answers. As JSON, its fields are an interface: they are added to, but not renamed or removed.
 ///
@@ -61,7 +61,8 @@ pub(super) struct Guest {
     image_bytes: Option<u64>,
     /// How long ago it was written; null when that is in the future.
     image_age_seconds: Option<u64>,
-    /// What start would do with it: `restore`, `set aside` because it is stale, or `keep` because a disk is not there.
+    /// What start would do with it: `restore`, `set aside` because it is stale or its guest runs, or `keep` because a disk is
+    /// not there or a domain is in the way.
     image_fate: Option<&'static str>,
     /// Why it would not be restored, or what of it can't be looked at.
     image_reason: Option<String>,
@@ -102,7 +103,7 @@ pub fn overview(
     let images = images(settings.save.value.as_deref());
     let copied = Copied::new(&auto.guests, &images.images, &domains);
     overview.add_auto(auto, &copied, report);
-    overview.add_images(images, &copied, report);
+    overview.add_images(images, &domains, &copied, report);
     overview.add_migrations(host, &domains, &copied, report);
     watchers::add(&mut overview.guests, host, &domains, toolstack, report);
     overview.add_restarts(host, &copied, report);
@@ -126,14 +127,14 @@ impl Overview {
         }
     }
 
-    fn add_images(&mut self, found: Images, copied: &Copied, report: &Reporter) {
+    fn add_images(&mut self, found: Images, domains: &[Domain], copied: &Copied, report: &Reporter) {
         self.take(&found.messages, report);
         for image in found.images {
             let guest = self.find_or_add(&copied.image(&image));
             guest.image = Some(shown(&image.path));
             guest.image_bytes = Some(image.size);
             guest.image_age_seconds = age(&image).map(|age| age.as_secs());
-            let (fate, reason) = fate(image.verdict());
+            let (fate, reason) = fate(&image, domains, copied);
             (guest.image_fate, guest.image_reason) = (Some(fate), reason);
         }
     }
@@ -335,7 +336,7 @@ fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-const RESTORE: &str = "restore";
+pub(super) const RESTORE: &str = "restore";
 
 const MOVED: &str = "moved";
 
@@ -344,9 +345,19 @@ const RESTARTING: &str = "restarting";
 const HEAD: [&str; 10] =
     ["NAME", "ID", "STATE", "MEMORY", "VCPUS", "UPTIME", "AUTO", "WATCHED BY", "RESTARTS", "IMAGE"];
 
-/// What start would do with an image of this verdict, and why or in spite of what.
-pub(super) fn fate(verdict: Verdict) -> (&'static str, Option<String>) {
-    match verdict {
+/// What start would do with an image, and why or in spite of what.
+pub(super) fn fate(image: &Image, domains: &[Domain], copied: &Copied) -> (&'static str, Option<String>) {
+    match copied.image(image).find(domains) {
+        Some(domain) if domain.state == State::Running && domain.is_manageable() => {
+            return ("set aside", Some(format!("its guest runs already, as domain {}", domain.domid)));
+        }
+        Some(domain) => {
+            let (id, other, state) = (domain.domid, name(domain), state_word(domain.state));
+            return ("keep", Some(format!("domain {id} ({other}) is in the way: it is {state}")));
+        }
+        None => {}
+    }
+    match image.verdict() {
         Verdict::Fresh => (RESTORE, None),
         Verdict::Unknown(what) => (RESTORE, Some(what)),
         Verdict::Stale(why) => ("set aside", Some(why)),

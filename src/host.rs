@@ -225,6 +225,22 @@ impl Host {
         processes.filter_map(name).collect()
     }
 
+    /// Whether a process is there that may be building a domain at this moment: an `xl` that has not become the one that
+    /// watches its guest, or a daemon of libvirt's that builds guests whenever it is asked to.
+    pub fn may_be_building(&self) -> bool {
+        let processes = std::fs::read_dir(&self.processes).into_iter().flatten().filter_map(Result::ok);
+        let watches = |path: &Path| {
+            let log = std::fs::read_link(path.join("fd/1")).ok();
+            let name = log.as_ref().and_then(|log| log.file_name()?.to_str());
+            name.is_some_and(|name| name.starts_with("xl-"))
+        };
+        processes.map(|process| process.path()).any(|path| match read(&path.join("comm")).as_deref() {
+            Ok("xl") => !watches(&path),
+            Ok("libvirtd" | "virtxend") => true,
+            _ => false,
+        })
+    }
+
     /// Memory that processes in dom0 can still get, KiB, if Linux says so.
     pub fn available_memory_kib(&self) -> Option<u64> {
         let text = read(&self.processes.join("meminfo")).ok()?;

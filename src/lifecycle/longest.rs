@@ -232,7 +232,7 @@ mod tests {
             }
             bench.start();
             let started = bench.err();
-            bench.run(|run| super::super::check(run.host, run.settings, run.xen_host, true, run.report));
+            bench.run(|run| super::super::check(run.host, run.settings, run.xen_host, true, &[], run.report));
             let checked = bench.err();
             let checked = checked.strip_prefix(&started).expect("more");
             for said in [&started, checked] {

@@ -5,7 +5,8 @@
 //! begins, gets the number of the domain as soon as that is there, and is removed when the guest runs or nothing of it is
 //! left. A domain with this number and UUID that has never run is therefore nobody's: it is destroyed, and its image, if
 //! it was just being taken out of the way, is put back. Without the number, a domain with this UUID may as well be
-//! somebody else's (`xl create -p`, an `xl restore` under way), and is only named.
+//! somebody else's (`xl create -p`, an `xl restore` under way): it is removed only if it is not complete and nobody is there
+//! who could be building it, and named otherwise.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -19,6 +20,7 @@ use super::directories::tell_aside;
 use super::migrations::recover_migrated;
 use super::{Run, name, reason};
 use crate::image::{self, Image, LeftBehind, SaveDirectory, guest_key};
+use crate::monitor::is_abandoned;
 use crate::toolstack::{AfterSave, Domain, Domid, Error, Made, ShutdownReason, State};
 
 /// The note that a guest is being built.
@@ -271,7 +273,14 @@ fn forget_builds(run: &Run<'_>, domains: &[Domain], save: Option<&Path>) -> bool
             is_half_built(domain, uuid) && domain.name.as_ref().is_none_or(has_name)
         };
         let candidates: Vec<_> = domains.iter().filter(is_of_note).collect();
-        if let (true, Some(domain)) = (made.is_empty(), candidates.first()) {
+        // Whoever was building it may have died before the number was known.
+        let is_abandoned = |domain: &Domain| {
+            let monitoring = run.toolstack.monitoring();
+            made.is_empty() && monitoring.is_some_and(|with| is_abandoned(domain.domid, with, run.host))
+        };
+        let is_ours = |domain: &&&Domain| made.contains(&domain.domid) || is_abandoned(domain);
+        let ours = candidates.iter().find(is_ours).copied();
+        if let (true, None, Some(domain)) = (made.is_empty(), ours, candidates.first()) {
             let (guest, domid) = (name(domain), domain.domid);
             run.report.error(&format!(
                 "{guest}: domain {domid} was left half built by a start that was killed, or is being built by somebody \
@@ -279,7 +288,7 @@ fn forget_builds(run: &Run<'_>, domains: &[Domain], save: Option<&Path>) -> bool
             ));
             continue;
         }
-        if let Some(domain) = candidates.into_iter().find(|domain| made.contains(&domain.domid)) {
+        if let Some(domain) = ours {
             any = true;
             let guest = domain.name.clone().unwrap_or_else(|| uuid.to_string());
             if let Err(error) = run.toolstack.destroy(domain.domid) {

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::mark::{Mark, since_boot, word};
+use super::mark::{Mark, is_abandoned, since_boot, word};
 use super::policy::{self, Fate};
 use super::restart::{How, Restart, Restarts};
 use super::{Watcher, dump};
@@ -235,9 +235,15 @@ impl Worker<'_> {
         if old.is_some() && restart.how != How::Rename {
             self.wait_for_remains(restart.old, restart.uuid);
         }
+        let has_name = |name: Option<&String>| name.is_none_or(|name| *name == restart.name);
         for other in domains.iter().filter(|domain| domain.domid != restart.old && domain.domid != 0) {
             let is_half_made = other.uuid == restart.uuid && other.has_never_run();
-            if is_half_made && self.restarts().number(restart.uuid, &restart.name) == Some(other.domid) {
+            let is_ours = || match self.restarts().number(restart.uuid, &restart.name) {
+                Some(number) => number == other.domid,
+                // Whoever was building it may have died before it had the number.
+                None => is_abandoned(other.domid, self.monitoring, self.watcher.host),
+            };
+            if is_half_made && has_name(other.name.as_ref()) && is_ours() {
                 toolstack.destroy(other.domid).map_err(gone)?;
             } else if other.has_never_run() && other.name.as_deref() == Some(&restart.name) {
                 let why = "is in the way: it was never let run, or is being built by somebody else";

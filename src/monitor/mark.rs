@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::host::Host;
 use crate::toolstack::{Domid, Error, Monitoring, ShutdownReason};
 
 /// The name under which libxl keeps it.
@@ -80,6 +81,12 @@ impl Mark {
 /// Whether libvirt has made the domain, and does for it what the monitor would.
 pub fn is_libvirts(domid: Domid, monitoring: &dyn Monitoring) -> Result<bool, Error> {
     Ok(monitoring.userdata(domid, LIBVIRT_ID)?.is_some())
+}
+
+/// Whether a domain that has never run is not complete and whoever was building it is gone: libxl writes down the
+/// configuration of a domain when it has built it.
+pub fn is_abandoned(domid: Domid, monitoring: &dyn Monitoring, host: &Host) -> bool {
+    matches!(monitoring.kept_configuration(domid), Ok(None)) && !host.may_be_building()
 }
 
 /// A reason in a word or two.

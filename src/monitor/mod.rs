@@ -26,7 +26,7 @@ mod watcher;
 use std::path::{Path, PathBuf};
 
 pub use daemon::{detach, ready, spawn};
-pub use mark::{Mark, is_libvirts, since_boot};
+pub use mark::{Mark, is_abandoned, is_libvirts, since_boot};
 pub use policy::nobody_misses_it;
 pub use restart::{Restart, Restarts};
 pub use watcher::monitor;

@@ -215,6 +215,8 @@ scenarios! {
     a_creation_that_fails_leaves_no_half_made_domain;
     what_somebody_else_is_building_is_not_stopped_and_its_image_stays;
     a_build_that_failed_costs_nobody_else_a_domain;
+    what_a_start_was_building_before_it_knew_its_number_is_removed_if_nobody_builds:
+        not over xl and xm, "only libxl tells whether a domain is complete";
     what_a_busy_host_had_no_time_for_is_tried_again:
         not over xm, "xend waits by itself";
     a_broken_hypervisor_connection_is_an_error_and_not_an_empty_host;
@@ -497,6 +499,25 @@ fn what_somebody_else_is_building_is_not_stopped_and_its_image_stays() {
     assert!(start.said.contains("web: not restored: domain"), "{}", start.said);
     assert_eq!((dom0.guests().len(), dom0.images()), (2, vec!["web".to_owned()]), "{}", start.said);
     assert!(!dom0.called("libxl_domain_unpause", "web"));
+}
+
+fn what_a_start_was_building_before_it_knew_its_number_is_removed_if_nobody_builds() {
+    for (building, process, removed) in [(true, "bash", true), (true, "xl", false), (false, "bash", false)] {
+        let dom0 = Dom0::new(json!([]), "");
+        let mut domain = never_run("web", WEB);
+        domain["building"] = building.into();
+        dom0.control.host(json!({"domains": [domain]}));
+        for (file, text) in [("run/".to_owned() + WEB + ".web", "\n"), ("processes/4711/comm".to_owned(), process)]
+        {
+            let file = dom0.directory.path().join(file);
+            fs::create_dir_all(file.parent().expect("a parent")).expect("a directory");
+            fs::write(file, text).expect("a file");
+        }
+        let start = dom0.run("start");
+        let left = if removed { vec![] } else { vec![("web".to_owned(), false)] };
+        assert_eq!((start.code, dom0.guests()), (u8::from(!removed), left), "{}", start.said);
+        assert_eq!(start.said.contains("xl destroy 1` and start again"), !removed, "{}", start.said);
+    }
 }
 
 fn a_build_that_failed_costs_nobody_else_a_domain() {

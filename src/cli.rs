@@ -69,6 +69,13 @@ pub enum Command {
     /// that is most like them. Works on every machine; the files that a guest is booted from are only looked for on a
     /// Xen host.
     Check(Check),
+    /// Say that the saved images of these guests are their last state: the next start restores them.
+    ///
+    /// start does not restore an image that it may not be safe to restore: one that an earlier start has left in its place
+    /// while the guest's disks don't show whether the guest has run since, or one of whose disks seems to be another one. To go
+    /// on with a memory that is older than the disks destroys the file systems on them. So be sure that the guest has not run
+    /// since, or remove the image and have the guest booted.
+    Accept(Accept),
     /// Print the libxl JSON that a guest configuration file means, as `xl create -n` does.
     Config(Config),
 }
@@ -148,6 +155,14 @@ pub struct Check {
     pub output: Output,
 }
 
+/// Arguments of `accept`.
+#[derive(Debug, Args)]
+pub struct Accept {
+    /// The guests' names.
+    #[arg(value_name = "GUEST", required = true)]
+    pub guests: Vec<String>,
+}
+
 /// Arguments of `config`.
 #[derive(Debug, Args)]
 pub struct Config {
@@ -166,7 +181,7 @@ fn xen_release(text: &str) -> Result<u32, String> {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes of start, stop, restart, reload, monitor, plan, check and config:
+Exit codes of start, stop, restart, reload, monitor, plan, check, accept and config:
   0  everything was done; also: this is not a Xen host (start and stop), no settings file (stop)
   1  something failed for at least one guest (check: can't be used), or another xendomains is at work
   2  wrong usage

@@ -4,6 +4,7 @@
 //! handed in.
 
 pub mod cli;
+mod durable;
 pub mod guest_config;
 pub mod host;
 pub mod image;
@@ -15,6 +16,7 @@ pub mod monitor;
 pub mod needs;
 mod process;
 pub mod report;
+pub mod runs;
 pub mod settings;
 pub mod spelling;
 pub mod sxp;
@@ -105,6 +107,7 @@ pub fn run(program: &Program<'_>, cli: &Cli) -> Exit {
         Command::Monitor(options) => program.monitor(cli, options),
         Command::Plan(options) => program.plan(cli, options),
         Command::Check(options) => program.check(cli, &options.files),
+        Command::Accept(options) => program.accept(cli, &options.guests),
         Command::Config(options) => program.config(cli, options),
     };
     let exit = ended.unwrap_or_else(|exit| exit);
@@ -135,6 +138,7 @@ impl Program<'_> {
             // Not to start again what was stopped would be no restart.
             self.report.note(&format!("{why}: no guest is started, and none is stopped to be started again"));
             lifecycle::mark(self.host, self.report);
+            lifecycle::skip(self.host, self.report);
             return Err(Exit::Done);
         }
         let Some(settings) = self.settings(cli, purposes, Exit::Settings)? else {
@@ -308,6 +312,16 @@ impl Program<'_> {
             Vec::new()
         });
         lifecycle::check(self.host, &settings, &xen_host, on_host, &domains, self.report);
+        Ok(self.report.exit())
+    }
+
+    fn accept(&self, cli: &Cli, guests: &[String]) -> Ended {
+        if !self.host.root {
+            return Err(self.refuse("only root may decide about images", Exit::NotRoot));
+        }
+        let settings = self.settings_or_defaults(cli, &[], Exit::Settings)?;
+        let _lock = self.lock(&[Purpose::Start]).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
+        lifecycle::accept(&settings, self.host, guests, self.report);
         Ok(self.report.exit())
     }
 

@@ -169,6 +169,18 @@ impl Disk {
     }
 }
 
+/// A disk that a guest may write to and that does not show when it was changed.
+pub(super) fn not_telling(config: &Value) -> Option<String> {
+    let disk =
+        Disk::all(config).into_iter().find(|disk| disk.writable && !matches!(disk.seen, Seen::File { .. }))?;
+    let what = match disk.seen {
+        Seen::Block { .. } => "a block device does not show when it was written to",
+        Seen::NotKnown { .. } => "it can't be looked at",
+        Seen::Missing | Seen::File { .. } => "it is not there",
+    };
+    Some(format!("disk {} ({}): {what}", disk.vdev, disk.target))
+}
+
 /// Where the disks are that a guest may write to, as its configuration says.
 pub(super) fn written_to(config: &Value) -> HashSet<String> {
     let disks = Disk::listed(config).into_iter().filter(|disk| disk.writable);

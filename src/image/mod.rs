@@ -44,8 +44,10 @@ pub(crate) use header::encode as encode_header;
 pub use left_behind::LeftBehind;
 pub use name::{encode_name, guest_key};
 pub use new_image::{NewImage, Saved};
-pub use record::Guest;
+pub use record::{Guest, ImageId};
 pub use verdict::Verdict;
+
+use record::{Details, RecordFile, Stage};
 
 /// What went wrong with which file.
 #[derive(Debug, thiserror::Error)]
@@ -276,6 +278,29 @@ impl Image {
             id: FileId::of(&metadata),
             handed_out: Arc::default(),
         })
+    }
+
+    /// What it is known by under any name.
+    pub fn id(&self) -> ImageId {
+        ImageId::of(self)
+    }
+
+    /// The domain that was saved, if the image has a record.
+    pub fn saved_as(&self) -> Option<Guest> {
+        record::of_image(self).ok().flatten().map(|file| file.record.guest)
+    }
+
+    /// A disk that the guest may write to and that does not show whether it has: only a file says when it was changed.
+    pub fn disk_that_tells_nothing(&self) -> Option<String> {
+        disks::not_telling(&self.config)
+    }
+
+    /// Records the guest's disks as they are now, because the admin says that the image belongs to them.
+    pub fn accept(&self) -> Result<(), ImageError> {
+        let found = record::of_image(self).ok().flatten();
+        let mut file = found.unwrap_or_else(|| RecordFile::of_stranger(self));
+        file.record.stage = Stage::Destroyed(Details::of(self)?);
+        file.write()
     }
 
     /// Whether it is another image of the same guest, perhaps under another name. Two names with one UUID and no disk in

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::disks::Disk;
-use super::name::{RECORD, RECORDING, SAVING, encode_name, is_hidden, sibling, stem};
+use super::name::{RECORD, RECORDING, SAVING, encode_name, hidden, is_hidden, sibling, stem};
 use super::time::Time;
 use super::{Image, ImageError, change, io_error, parent};
 
@@ -103,9 +103,9 @@ pub(super) struct Details {
     pub(super) disks: Vec<Disk>,
 }
 
-/// What an image is known by under any name.
+/// What an image is known by under any name: its size and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct ImageId {
+pub struct ImageId {
     size: u64,
     modified: Time,
 }
@@ -170,6 +170,14 @@ impl RecordFile {
             stage: Stage::Begun,
         };
         Self { path: sibling(temporary, SAVING, RECORD), record }
+    }
+
+    /// A record of an image that somebody else has made, not written yet.
+    pub(super) fn of_stranger(image: &Image) -> Self {
+        // Of no boot, so that it is of no domain.
+        let guest = Guest { name: image.name.clone(), uuid: image.uuid, domid: 0, boot_id: String::new() };
+        let name = hidden(&encode_name(&image.name), SAVING);
+        Self::beside(&parent(&image.path).join(name), &guest)
     }
 
     /// Writes it in the place of the one that is there: whatever happens, one of them is there as a whole. One that has

@@ -47,7 +47,7 @@ pub fn check(
     let found = images(settings.save.value.as_deref());
     check_backends(&guests, &found.images, report);
     let copied = Copied::new(&guests, &found.images, domains);
-    found.images.iter().for_each(|image| check_image(image, domains, &copied, report));
+    found.images.iter().for_each(|image| check_image(image, host, domains, &copied, report));
     found.messages.tell(report);
     for path in &found.superseded {
         report.warn(&format!("{}: an older image of a guest that has a newer one", path.display()));
@@ -149,12 +149,12 @@ fn describe_guest(guest: &GuestConfig) -> String {
 }
 
 /// Says what an image is, and what start would do with it.
-fn check_image(image: &Image, domains: &[Domain], copied: &Copied, report: &Reporter) {
+fn check_image(image: &Image, host: &Host, domains: &[Domain], copied: &Copied, report: &Reporter) {
     let size = image.size.div_ceil(1 << 20);
     let age = age(image).map_or("in the future".to_owned(), |age| format!("{} ago", duration(age)));
     let path = image.path.display();
     report.note(&format!("{path}: image of {} ({size} MiB, saved {age})", image.name));
-    match fate(image, domains, copied) {
+    match fate(image, host, domains, copied) {
         (fate, Some(why)) if fate != RESTORE => report.warn(&format!("{path}: start would {fate} it: {why}")),
         (fate, Some(what)) => report.note(&format!("{path}: start would {fate} it, but {what}")),
         (_, None) => {}

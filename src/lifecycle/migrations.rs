@@ -341,7 +341,7 @@ mod tests {
             assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
             assert_eq!(bench.toolstack.left(), ["web Running"]);
             assert!(bench.err().contains("web: resumed"), "{}", bench.err());
-            assert_eq!(fs::read_dir(&bench.host.state_dir).expect("a directory").count(), 0);
+            assert!(records(&bench.host).all().is_empty());
         }
     }
 

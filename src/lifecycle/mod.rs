@@ -1,6 +1,7 @@
 //! What is done with guests, and in which order: start, stop, status. Policy only: everything that touches a guest goes
 //! through the [`Toolstack`] trait.
 
+mod accept;
 mod backends;
 mod check;
 mod directories;
@@ -31,12 +32,14 @@ use directories::{copied_uuids, several};
 
 use crate::guest_config::{GuestConfig, XenHost};
 use crate::host::Host;
-use crate::image::{self, Image};
+use crate::image::{self, Image, Verdict};
 use crate::interrupt::Interrupt;
 use crate::report::Reporter;
+use crate::runs::Runs;
 use crate::settings::Settings;
 use crate::toolstack::{self, AWAY, Domain, ShutdownReason, State, Toolstack};
 
+pub use accept::{accept, skip};
 pub use check::{check, check_guest};
 pub use plan::{plan_start, plan_stop};
 pub use start::{mark, start};
@@ -147,6 +150,41 @@ impl Identity {
         // What is kept of an earlier life has the same UUID.
         found.min_by_key(|domain| !is_alive(domain))
     }
+}
+
+/// Remembers the guests that run now.
+fn saw(run: &Run<'_>, domains: &[Domain]) {
+    remember(run.host, domains, run.report);
+}
+
+/// The same for who only looks.
+fn remember(host: &Host, domains: &[Domain], report: &Reporter) {
+    match host.boot_id() {
+        Ok(boot_id) => {
+            Runs::of(host).saw_all(domains, &boot_id).iter().for_each(|error| cant_remember(error, report));
+        }
+        Err(error) => cant_remember(&error, report),
+    }
+}
+
+/// Remembers a guest that has just been let run.
+fn saw_one(run: &Run<'_>, domid: toolstack::Domid, guest: &Identity) {
+    let saw = |boot_id| {
+        let (name, uuid) = (guest.name.clone(), guest.uuid.unwrap_or_default());
+        Runs::of(run.host).saw(&image::Guest { name, uuid, domid, boot_id })
+    };
+    if let Err(error) = run.host.boot_id().and_then(saw) {
+        cant_remember(&error, run.report);
+    }
+}
+
+fn cant_remember(error: &io::Error, report: &Reporter) {
+    report.warn(&format!("that a guest runs can't be remembered: {error}"));
+}
+
+/// Whether an image may be restored, by what was seen of its guest and by its guest's disks.
+fn judged(image: &Image, host: &Host) -> Verdict {
+    Runs::of(host).has_run_since(image).map_or_else(|| image.verdict(), Verdict::Stale)
 }
 
 fn name(domain: &Domain) -> &str {

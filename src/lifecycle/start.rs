@@ -19,13 +19,14 @@ use super::recovery::{Building, begin_building, recover};
 use super::watchers::is_ownerless;
 use super::watching::Watching;
 use super::workers::{Places, all_at_once, in_order, lock};
-use super::{Copied, Identity, Run, is_alive, is_finished, name, reason, state_word};
+use super::{Copied, Identity, Run, is_alive, is_finished, judged, name, reason, saw, saw_one, state_word};
 use crate::guest_config::GuestConfig;
 use crate::host::Host;
 use crate::image::{self, Consumed, Image, Verdict};
 use crate::monitor::nobody_misses_it;
 use crate::needs::{self, Need};
 use crate::report::{Action, Reporter};
+use crate::runs::Runs;
 use crate::settings::{DEFAULT_START_JOBS, RestoreFailed};
 use crate::toolstack::{Domain, Domid, Error, Monitoring, State};
 
@@ -55,6 +56,7 @@ pub fn start(run: &Run<'_>) {
     if let Err(error) = start.all() {
         run.report.error(&reason(&error));
     }
+    start.pass_over_images();
     warn_of_long_stop_now(run);
     run.report.summary("start", begun.elapsed());
 }
@@ -187,6 +189,7 @@ impl<'a> Start<'a> {
 
     fn all(&self) -> Result<(), Error> {
         let (before, restarting) = self.watching.look(recover(self.run)?)?;
+        saw(self.run, &before);
         let levels = self.levels(&before, &restarting);
         let jobs = || levels.iter().flat_map(|level| &level.guests);
         self.waiting.store(jobs().count(), Ordering::Relaxed);
@@ -196,12 +199,26 @@ impl<'a> Start<'a> {
         }
         // After all others, who need not wait for a host that is not there.
         ask_for(self.run, &std::mem::take(&mut *lock(&self.moved)));
-        let not_begun = std::mem::take(&mut *lock(&self.not_begun));
+        let not_begun = lock(&self.not_begun).join(", ");
         if !not_begun.is_empty() {
-            let guests = not_begun.join(", ");
+            let guests = not_begun;
             self.run.report.error(&format!("told to end: these guests were not started: {guests}"));
         }
         Ok(())
+    }
+
+    /// Remembers which images are still there: their guests may be booted by somebody else from now on. One that was not even
+    /// begun with is left to the next start.
+    fn pass_over_images(&self) {
+        let not_begun = lock(&self.not_begun).clone();
+        for image in images(self.run.settings.save.value.as_deref()).images {
+            if not_begun.contains(&image.name) {
+                continue;
+            }
+            if let Err(error) = Runs::of(self.run.host).pass_over(&image) {
+                self.run.report.warn(&format!("that an image was not restored can't be remembered: {error}"));
+            }
+        }
     }
 
     /// What is to be started, in which order.
@@ -281,6 +298,11 @@ impl<'a> Start<'a> {
         auto.messages.tell(self.run.report);
         let Images { images, unreadable, superseded, unknown, .. } = found;
         let copied = self.copied.get_or_init(|| Copied::new(&auto.guests, &images, domains));
+        if !self.dry {
+            if let Err(error) = Runs::of(self.run.host).take_skipped(&images) {
+                self.run.report.warn(&format!("which images were passed over can't be remembered: {error}"));
+            }
+        }
         let mut jobs = Vec::new();
         let mut unwanted = Vec::new();
         if settings.restore.value {
@@ -358,7 +380,7 @@ impl<'a> Start<'a> {
         let mut waiting = Vec::new();
         for image in images {
             match copied.image(&image).find(domains) {
-                None => match image.verdict() {
+                None => match judged(&image, self.run.host) {
                     Verdict::Stale(why) => self.set_aside(image, &why),
                     // What is not there yet may come: it is looked at again when it is needed.
                     Verdict::Fresh | Verdict::Unknown(_) | Verdict::DiskMissing(_) | Verdict::OtherDisk(_) => {
@@ -578,6 +600,9 @@ impl<'a> Start<'a> {
             Err(failure) => {
                 let (mut job, reason) = self.put_off(job, failure)?;
                 self.run.report.failed(Action::Restore, &guest, begun.elapsed(), &reason);
+                if self.run.interrupt.is_asked() {
+                    lock(&self.not_begun).push(guest);
+                }
                 job.image = None;
                 self.start_without_image(job, &path)
             }
@@ -682,6 +707,9 @@ impl<'a> Start<'a> {
         if let Verdict::Stale(why) | Verdict::DiskMissing(why) | Verdict::OtherDisk(why) = image.verdict() {
             return Err(why.into());
         }
+        if let Some(why) = Runs::of(self.run.host).needs_a_word(&image) {
+            return Err(why.into());
+        }
         let building = begin_building(self.run, image.uuid, &image.name, Some(&image))
             .map_err(|error| self.no_note(&error))?;
         let restored = self.restore_noted(image, config, &building);
@@ -726,6 +754,7 @@ impl<'a> Start<'a> {
             Err(error) => return Err(self.give_up(domid, error.to_string()).0),
         };
         let Err(error) = toolstack.unpause(domid) else {
+            saw_one(self.run, domid, guest);
             return Ok(consumed);
         };
         let (mut reason, is_gone) = self.give_up(domid, reason(&error));

@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use super::directories::{AutoGuests, Images, Messages, auto_guests, images};
 use super::migrations::elsewhere;
-use super::{Copied, Identity, is_alive, name, state_word, watchers};
+use super::{Copied, Identity, is_alive, judged, name, remember, state_word, watchers};
 use crate::guest_config::XenHost;
 use crate::host::Host;
 use crate::image::{Image, Verdict};
 use crate::monitor::Restarts;
 use crate::report::{Exit, Reporter, one_line};
+use crate::runs::Runs;
 use crate::settings::Settings;
 use crate::toolstack::{Domain, Error, State, Toolstack};
 
@@ -92,6 +93,7 @@ pub fn overview(
     report: &Reporter,
 ) -> Result<Overview, Error> {
     let mut domains = toolstack.domains()?;
+    remember(host, &domains, report);
     domains.retain(|domain| domain.domid != 0 && !domain.stubdom && !domain.never_stop);
     let mut overview = Overview {
         toolstack: Some(toolstack.describe()),
@@ -103,7 +105,7 @@ pub fn overview(
     let images = images(settings.save.value.as_deref());
     let copied = Copied::new(&auto.guests, &images.images, &domains);
     overview.add_auto(auto, &copied, report);
-    overview.add_images(images, &domains, &copied, report);
+    overview.add_images(images, host, &domains, &copied, report);
     overview.add_migrations(host, &domains, &copied, report);
     watchers::add(&mut overview.guests, host, &domains, toolstack, report);
     overview.add_restarts(host, &copied, report);
@@ -127,14 +129,14 @@ impl Overview {
         }
     }
 
-    fn add_images(&mut self, found: Images, domains: &[Domain], copied: &Copied, report: &Reporter) {
+    fn add_images(&mut self, found: Images, host: &Host, domains: &[Domain], copied: &Copied, report: &Reporter) {
         self.take(&found.messages, report);
         for image in found.images {
             let guest = self.find_or_add(&copied.image(&image));
             guest.image = Some(shown(&image.path));
             guest.image_bytes = Some(image.size);
             guest.image_age_seconds = age(&image).map(|age| age.as_secs());
-            let (fate, reason) = fate(&image, domains, copied);
+            let (fate, reason) = fate(&image, host, domains, copied);
             (guest.image_fate, guest.image_reason) = (Some(fate), reason);
         }
     }
@@ -346,7 +348,12 @@ const HEAD: [&str; 10] =
     ["NAME", "ID", "STATE", "MEMORY", "VCPUS", "UPTIME", "AUTO", "WATCHED BY", "RESTARTS", "IMAGE"];
 
 /// What start would do with an image, and why or in spite of what.
-pub(super) fn fate(image: &Image, domains: &[Domain], copied: &Copied) -> (&'static str, Option<String>) {
+pub(super) fn fate(
+    image: &Image,
+    host: &Host,
+    domains: &[Domain],
+    copied: &Copied,
+) -> (&'static str, Option<String>) {
     match copied.image(image).find(domains) {
         Some(domain) if domain.state == State::Running && domain.is_manageable() => {
             return ("set aside", Some(format!("its guest runs already, as domain {}", domain.domid)));
@@ -357,7 +364,10 @@ pub(super) fn fate(image: &Image, domains: &[Domain], copied: &Copied) -> (&'sta
         }
         None => {}
     }
-    match image.verdict() {
+    match judged(image, host) {
+        Verdict::Fresh | Verdict::Unknown(_) if Runs::of(host).needs_a_word(image).is_some() => {
+            ("keep", Runs::of(host).needs_a_word(image))
+        }
         Verdict::Fresh => (RESTORE, None),
         Verdict::Unknown(what) => (RESTORE, Some(what)),
         Verdict::Stale(why) => ("set aside", Some(why)),

@@ -16,7 +16,7 @@ use super::recovery::recover;
 use super::unsavable::obstacle;
 use super::watching;
 use super::workers::{Place, Places, all_at_once, lock};
-use super::{Copied, Run, is_alive, is_finished, name, reason};
+use super::{Copied, Run, is_alive, is_finished, name, reason, saw};
 use crate::guest_config::{GuestConfig, PerGuest, StopAction};
 use crate::image::{Consumed, Image, SaveDirectory};
 use crate::migrate::{Migration, Outcome, With};
@@ -228,6 +228,7 @@ impl<'a> Stop<'a> {
             }
         };
         let mut guests = recover(self.run)?;
+        saw(self.run, &guests);
         guests.retain(is_to_be_stopped);
         self.set_outdated_aside(&guests);
         let directory = self.save_directory(&self.select(guests));

@@ -23,12 +23,12 @@
 //! A record counts as long as the guest is nowhere to be seen on this host. One whose guest runs here again, because it
 //! was migrated back or because somebody has started it, is removed.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::durable;
 use crate::image::{Guest, guest_key};
 use serde::{Deserialize, Serialize};
 
@@ -127,30 +127,14 @@ impl Records {
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let path = self.path(&record.guest);
         let failed = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let write = || {
-            DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-            let new = path.with_extension("new");
-            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(record)?)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            self.sync()
-        };
-        write().map_err(failed)
+        durable::replace(&path, &serde_json::to_vec_pretty(record)?).map_err(failed)
     }
 
     /// Removes a guest's record, durably. None there is a success.
     pub fn remove(&self, guest: &Guest) -> io::Result<()> {
         let path = self.path(guest);
-        match fs::remove_file(&path).and_then(|()| self.sync()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
-            Ok(()) => Ok(()),
-        }
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.0)?.sync_all()
+        durable::remove(&path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 }
 

@@ -21,10 +21,14 @@ use super::restart::{How, Restart, Restarts};
 use super::socket::{self, Heard};
 use super::{Watcher, dump, lock_path, policy, socket_path};
 use crate::lock::{self, Lock};
+use crate::runs::Runs;
 use crate::toolstack::{Change, Domid, Ejected, Error, Event, Monitoring, ShutdownReason, State, Watch};
 
 /// What the lock is for.
 const WORK: &str = "monitor";
+
+/// How often guests are looked at while it matters which of them run.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Guests that something is done with at once.
 const AT_ONCE: usize = 8;
@@ -64,6 +68,8 @@ pub fn monitor(watcher: &Watcher<'_>, ready: impl FnOnce()) -> Result<(), String
             clients: HashMap::new(),
             holders: HashMap::new(),
             settlers: HashSet::new(),
+            looked: None,
+            image_waits: false,
         };
         let result = guests.take_over().map_err(|error| error.to_string()).and_then(|()| {
             let of_thread = |error: std::io::Error| format!("a thread: {error}");
@@ -184,6 +190,10 @@ struct Guests<'a, 'scope, 'env> {
     holders: HashMap<u64, bool>,
     /// Those who wait until nothing is being done.
     settlers: HashSet<u64>,
+    /// When all guests were looked at, ours and others.
+    looked: Option<Instant>,
+    /// Whether an image waits that is out of date once its guest runs.
+    image_waits: bool,
 }
 
 impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
@@ -291,6 +301,7 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
         loop {
             self.begin_what_is_due();
             self.answer_settlers();
+            self.look_at_all();
             if told.replace(self.watched.len()) != Some(self.watched.len()) {
                 self.worker.watcher.report.state(&self.state());
             }
@@ -330,7 +341,31 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
     }
 
     fn next_time(&self) -> Option<Instant> {
-        if self.is_held() { None } else { self.later.iter().map(|(time, _)| *time).min() }
+        let jobs = self.later.iter().map(|(time, _)| *time).min().filter(|_| !self.is_held());
+        let look = self.looked.filter(|_| self.image_waits).and_then(|looked| looked.checked_add(LOOK_AGAIN));
+        jobs.into_iter().chain(look).min()
+    }
+
+    /// Remembers which guests run, those of xl too: an image that a start has left in its place is out of date when its guest
+    /// has run. Nobody tells when xl makes a guest, so that they are looked for again as long as such an image waits.
+    fn look_at_all(&mut self) {
+        let watcher = self.worker.watcher;
+        let runs = Runs::of(watcher.host);
+        self.image_waits = runs.is_any_passed_over();
+        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK_AGAIN) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let looked = watcher.toolstack.domains().map_err(|error| error.to_string());
+        let boot_id = watcher.host.boot_id().map_err(|error| error.to_string());
+        match looked.and_then(|domains| Ok((domains, boot_id?))) {
+            Ok((domains, boot_id)) => {
+                for error in runs.saw_all(&domains, &boot_id) {
+                    self.warn(&format!("that a guest runs can't be remembered: {error}"));
+                }
+            }
+            Err(error) => self.warn(&format!("which guests run can't be told: {error}")),
+        }
     }
 
     fn begin_what_is_due(&mut self) {

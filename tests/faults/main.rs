@@ -215,6 +215,8 @@ scenarios! {
     a_creation_that_fails_leaves_no_half_made_domain;
     what_somebody_else_is_building_is_not_stopped_and_its_image_stays;
     a_build_that_failed_costs_nobody_else_a_domain;
+    a_guest_that_ran_by_hand_after_its_restore_had_failed_is_not_restored:
+        not over xl and xm, "what their stand-ins save has no disks";
     what_a_start_was_building_before_it_knew_its_number_is_removed_if_nobody_builds:
         not over xl and xm, "only libxl tells whether a domain is complete";
     what_a_busy_host_had_no_time_for_is_tried_again:
@@ -517,6 +519,31 @@ fn what_a_start_was_building_before_it_knew_its_number_is_removed_if_nobody_buil
         let left = if removed { vec![] } else { vec![("web".to_owned(), false)] };
         assert_eq!((start.code, dom0.guests()), (u8::from(!removed), left), "{}", start.said);
         assert_eq!(start.said.contains("xl destroy 1` and start again"), !removed, "{}", start.said);
+    }
+}
+
+fn a_guest_that_ran_by_hand_after_its_restore_had_failed_is_not_restored() {
+    // What the disk tells is nothing in both cases.
+    let disk = json!([{"vdev": "xvda", "pdev_path": "iqn", "script": "block-iscsi", "readwrite": 1}]);
+    let web = |name: &str| {
+        let config = json!({"c_info": {"type": "pvh", "name": name, "uuid": WEB}, "b_info": {"type.pvh": {}}, "disks": disk});
+        json!({"name": name, "uuid": WEB, "config": config})
+    };
+    for seen in [true, false] {
+        let dom0 = Dom0::new(json!([web("web")]), "");
+        assert_eq!(dom0.run("stop").code, 0);
+        dom0.control.script(json!({"call": "libxl_domain_create_restore", "nth": 1, "error": -3}));
+        assert_eq!(dom0.run("start").code, 1);
+        dom0.control.host(json!({"domains": [web("web")]}));
+        if seen {
+            assert_eq!(dom0.run("status").code, 1);
+        }
+        dom0.control.guest(json!({"domain": "web", "does": "vanish"}));
+        let start = dom0.run("start");
+        let (code, said) =
+            if seen { (0, "its guest has run since, and was seen at") } else { (1, "`xendomains accept web`") };
+        assert!(start.code == code && start.said.contains(said), "{}", start.said);
+        assert_eq!((dom0.guests(), dom0.images() == ["web"]), (vec![], !seen), "{}", start.said);
     }
 }
 

@@ -65,7 +65,10 @@ impl Hosts {
     }
 
     fn records(&self) -> usize {
-        fs::read_dir(self.here.directory.path().join("remembered")).map_or(0, Iterator::count)
+        let files = fs::read_dir(self.here.directory.path().join("remembered")).into_iter().flatten();
+        files
+            .filter(|file| file.as_ref().is_ok_and(|file| file.path().extension() == Some("migration".as_ref())))
+            .count()
     }
 
     fn expect_sound(&self) {

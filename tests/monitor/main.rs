@@ -488,6 +488,17 @@ fn guests_of_others_are_not_touched() {
 }
 
 #[test]
+fn guests_of_others_are_seen_running() {
+    let dom0 = Dom0::new("");
+    dom0.control.host(json!({"domains": [{"name": "xls"}, {"name": "new", "paused": true, "cpu_time_ns": 0}]}));
+    let monitor = dom0.monitor();
+    assert_eq!(monitor.end(), 0);
+    let seen = fs::read_dir(dom0.host.state_dir.join("guests")).expect("a directory");
+    let seen: Vec<_> = seen.map(|file| file.expect("a file").file_name()).collect();
+    assert_eq!(seen, ["xls.guest"]);
+}
+
+#[test]
 fn a_guest_that_was_destroyed_by_somebody_is_forgotten() {
     let dom0 = Dom0::new("");
     dom0.auto("web", "");

@@ -75,6 +75,17 @@ pub fn stop_at_shutdown(host: &Host, program: &Path) -> Result<(), String> {
     run(&host.systemd_run, &words).map(drop)
 }
 
+/// Names the unit of a mount that systemd may unmount at shutdown before our unit has stopped the guests. Others are ordered by
+/// one of the targets that our unit comes after, also those that were mounted by hand; those of fstab with `nofail` are not.
+pub fn unordered_mount(host: &Host, mount_point: &Path) -> Option<String> {
+    let answer = ask(host, &["show", "--property=Id", "--property=Before", "--", mount_point.to_str()?])?;
+    let value = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name));
+    let (id, mut before) = (value("Id=")?, value("Before=")?.split_whitespace());
+    let is_ordered =
+        before.any(|unit| ["local-fs.target", "remote-fs.target", "xendomains.service"].contains(&unit));
+    (!is_ordered).then(|| id.to_owned())
+}
+
 /// Tells after how long systemd forces a shutdown or reboot that is not through. `None`: never, or it can't be known.
 pub fn shutdown_limit(host: &Host) -> Option<Duration> {
     let limits = ask(host, &["show", "--property=JobTimeoutUSec", "--value", "poweroff.target", "reboot.target"])?;

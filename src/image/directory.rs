@@ -129,6 +129,12 @@ impl SaveDirectory {
         room(&self.path)
     }
 
+    /// Tells whether what is written there is gone after a reboot.
+    pub fn is_in_memory(&self) -> bool {
+        const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+        rustix::fs::statfs(&self.path).is_ok_and(|system| system.f_type == TMPFS)
+    }
+
     /// Its permissions, if others than its owner may look into it: images hold all of a guest's memory.
     pub fn open_to_others(&self) -> Option<u32> {
         Some(self.mode & 0o7777).filter(|mode| mode & 0o077 != 0)

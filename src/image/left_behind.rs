@@ -196,7 +196,13 @@ enum Lock {
 
 fn lock(path: &Path) -> Result<Lock, ImageError> {
     let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or_default();
-    let file = match File::options().read(true).custom_flags(flags).open(path) {
+    let open = |write| File::options().read(true).write(write).custom_flags(flags).open(path);
+    // NFS refuses an exclusive lock on what was opened to be read only.
+    let opened = open(true).or_else(|error| match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => open(false),
+        _ => Err(error),
+    });
+    let file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Lock::NoFile),
         Err(error) => return Err(io_error(path, "open it")(error)),
@@ -228,6 +234,7 @@ fn remove(path: &Path) -> Result<bool, ImageError> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::os::unix::fs::PermissionsExt;
 
     use serde_json::{Value, json};
 
@@ -479,6 +486,17 @@ mod tests {
         assert!(matches!(found(), LeftBehind::ImageGone));
         fs::copy(dom0.0.join("elsewhere"), &image.path).unwrap();
         assert!(matches!(found(), LeftBehind::ImageGone), "another one of the same content");
+    }
+
+    #[test]
+    fn what_is_locked_is_open_to_be_written_as_nfs_wants_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        fs::write(&path, "image").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let Ok(Lock::Free(file)) = lock(&path) else { panic!("it is free") };
+        assert!(rustix::fs::fcntl_getfl(&file).unwrap().contains(OFlags::RDWR));
+        assert_eq!(fs::read(&path).unwrap(), b"image");
     }
 
     #[test]

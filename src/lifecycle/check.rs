@@ -5,6 +5,7 @@ use super::backends::{Backend, Party, Service, backends, services};
 use super::directories::{auto_guests, images};
 use super::libvirt::warn_of_libvirt;
 use super::longest::{Member, warn_of_long_stop};
+use super::save_place::{look_at_save, warn_of_early_unmount};
 use super::status::{RESTORE, age, duration, fate};
 use super::stop::Chain;
 use super::unsavable::obstacle;
@@ -40,6 +41,12 @@ pub fn check(
         let members = guests.iter().map(Member::of_auto).collect();
         warn_of_long_stop(host, settings, members, 0, over_command, report);
         warn_of_libvirt(host, report);
+        if let Some(save) = &settings.save.value {
+            match look_at_save(host, save, report) {
+                Ok(()) => warn_of_early_unmount(host, save, report),
+                Err(why) => report.error(&why),
+            }
+        }
     }
 
     check_migrate(settings, xen_host, report);

@@ -13,6 +13,7 @@ pub(crate) mod mock;
 mod order;
 mod plan;
 mod recovery;
+mod save_place;
 mod start;
 mod status;
 mod stop;

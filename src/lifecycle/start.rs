@@ -16,6 +16,7 @@ use super::longest::warn_of_long_stop_now;
 use super::migrations::{Elsewhere, ask_for, elsewhere};
 use super::order::{Level, levels};
 use super::recovery::{Building, begin_building, recover};
+use super::save_place::{look_at_save, remember_save, warn_of_early_unmount};
 use super::watchers::is_ownerless;
 use super::watching::Watching;
 use super::workers::{Places, all_at_once, in_order, lock};
@@ -52,13 +53,35 @@ pub fn start(run: &Run<'_>) {
     let begun = Instant::now();
     mark(run.host, run.report);
     warn_of_libvirt(run.host, run.report);
-    let start = Start::new(run, false);
-    if let Err(error) = start.all() {
-        run.report.error(&reason(&error));
+    if is_save_there(run) {
+        let start = Start::new(run, false);
+        if let Err(error) = start.all() {
+            run.report.error(&reason(&error));
+        }
+        start.pass_over_images();
     }
-    start.pass_over_images();
     warn_of_long_stop_now(run);
     run.report.summary("start", begun.elapsed());
+}
+
+/// Tells whether the images can be there that are to be restored, and remembers where they are.
+fn is_save_there(run: &Run<'_>) -> bool {
+    let Some(save) = run.settings.save.value.as_deref() else { return true };
+    match look_at_save(run.host, save, run.report) {
+        Ok(()) => {
+            remember_save(run, save);
+            warn_of_early_unmount(run.host, save, run.report);
+            true
+        }
+        Err(why) if run.settings.restore.value => {
+            run.report.error(&format!("no guest is started: {why}"));
+            false
+        }
+        Err(why) => {
+            run.report.warn(&why);
+            true
+        }
+    }
 }
 
 /// Makes the mark without which some init systems call no stop. It is made whether there is a guest to start or not:

@@ -13,6 +13,7 @@ use super::directories::{auto_guests, images, tell_aside};
 use super::migrations::records;
 use super::order::{Level, levels};
 use super::recovery::recover;
+use super::save_place::{look_at_save, remember_save};
 use super::unsavable::obstacle;
 use super::watching;
 use super::workers::{Place, Places, all_at_once, lock};
@@ -307,8 +308,13 @@ impl<'a> Stop<'a> {
             return None;
         }
         let path = self.run.settings.save.value.as_deref()?;
+        if let Err(why) = look_at_save(self.run.host, path, self.run.report) {
+            self.run.report.error(&format!("no guest can be saved: {why}"));
+            return None;
+        }
         match SaveDirectory::open(path) {
             Ok(directory) => {
+                remember_save(self.run, path);
                 if let Some(mode) = directory.open_to_others() {
                     let path = path.display();
                     self.run.report.warn(&format!("{path}: others than root may look into it (mode {mode:04o})"));

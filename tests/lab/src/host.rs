@@ -22,6 +22,7 @@ pub const BY_NAME: &[(&str, Scenario)] = &[
     ("package_systemctl_verbs", package_systemctl_verbs),
     ("package_systemctl_while_it_stops", package_systemctl_while_it_stops),
     ("package_libvirt_is_started", package_libvirt_is_started),
+    ("package_save_on_a_mount_made_by_hand", package_save_on_a_mount_made_by_hand),
     ("package_off_switch", package_off_switch),
     ("package_sysvinit", package_sysvinit),
     ("package_xen_was_upgraded", package_xen_was_upgraded),
@@ -280,6 +281,27 @@ fn package_libvirt_is_started(bench: &Bench<'_>) -> Result<()> {
     // When the unit is active, stop stops as ever.
     bench.ok("systemctl stop xendomains")?;
     bench.expect_guests(&[])
+}
+
+/// It is still mounted when the guests are stopped, and after a boot nothing is started before it is mounted again.
+fn package_save_on_a_mount_made_by_hand(bench: &Bench<'_>) -> Result<()> {
+    install(bench)?;
+    bench.settings("XENDOMAINS_SAVE=/srv/save\n")?;
+    bench.ok("rm /etc/xen/auto/beta.cfg /etc/xen/auto/gamma.cfg; mkdir -p /srv/save")?;
+    bench.ok(
+        "dd if=/dev/zero of=/var/tmp/save.img bs=1M count=300 status=none && mkfs.ext4 -q /var/tmp/save.img",
+    )?;
+    let mount = "mount -o loop /var/tmp/save.img /srv/save";
+    bench.ok(&format!("{mount} && systemctl start xendomains"))?;
+    bench.wait_for_tick("alpha", 3)?;
+    let before = bench.ticks("alpha")?;
+    bench.reboot("systemctl reboot", GOING_DOWN)?;
+    bench.ok("until systemctl is-active --quiet xendomains; do sleep 1; done")?;
+    bench.expect_guests(&[])?;
+    expect(&bench.ok("journalctl --unit xendomains --output cat")?, &["nothing is mounted at /srv/save"])?;
+    bench.ok(&format!("{mount} && systemctl reload xendomains"))?;
+    bench.expect_guests(&["alpha"])?;
+    bench.expect_continued("alpha", before)
 }
 
 fn package_off_switch(bench: &Bench<'_>) -> Result<()> {

@@ -67,6 +67,7 @@ pub const NOT_OVER_XL: &[(&str, &[&str])] = &[
             "package_systemctl_verbs",
             "package_systemctl_while_it_stops",
             "package_libvirt_is_started",
+            "package_save_on_a_mount_made_by_hand",
             "package_off_switch",
             "package_sysvinit",
             "package_xen_was_upgraded",

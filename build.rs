@@ -13,6 +13,9 @@ use clap_complete::Shell;
 #[allow(dead_code)]
 #[path = "src/cli.rs"]
 mod cli;
+#[allow(dead_code)]
+#[path = "src/settings/known.rs"]
+mod known;
 #[path = "build/settings_page.rs"]
 mod settings_page;
 
@@ -22,7 +25,7 @@ const TEMPLATE: &str = "packaging/xendomains.default";
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
-    for file in ["build/settings_page.rs", "src/cli.rs", SECTIONS, TEMPLATE] {
+    for file in ["build/settings_page.rs", "src/cli.rs", "src/settings/known.rs", SECTIONS, TEMPLATE] {
         println!("cargo::rerun-if-changed={file}");
     }
     println!("cargo::rerun-if-env-changed=XENDOMAINS_ASSET_DIR");

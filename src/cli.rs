@@ -182,15 +182,17 @@ fn xen_release(text: &str) -> Result<u32, String> {
 
 const EXIT_CODES: &str = "\
 Exit codes of start, stop, restart, reload, monitor, plan, check, accept and config:
-  0  everything was done; also: this is not a Xen host (start and stop), no settings file (stop)
-  1  something failed for at least one guest (check: can't be used), or another xendomains is at work
+  0  everything was done; also: this is not a Xen host (start and stop)
+  1  something failed for at least one guest (check: can't be used), the settings are missing (stop) or have mistakes, or
+     another xendomains is at work
   2  wrong usage
   4  not root
   5  no usable toolstack
-  6  the settings are missing, wrong, or ask for something that this version can't do
+  6  no guest was touched: the settings are missing, or start can't know SAVE, RESTORE or AUTO; check: there are mistakes
+     in the settings
 
 Exit codes of status:
   0  guests run, and every guest of the AUTO directory does
   1  guests run, but one of the AUTO directory does not, a saved image waits, or a guest may run on another host
   3  no guest runs
-  4  not known: Xen can't be asked";
+  4  not known: Xen can't be asked, or the settings don't say which guests should run";

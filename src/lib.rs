@@ -33,11 +33,11 @@ use cli::{Cli, Command};
 use guest_config::{GuestConfig, NEWEST, XenHost, XlConf};
 use host::Host;
 use interrupt::Interrupt;
-use lifecycle::{Purpose, Run};
+use lifecycle::Run;
 use lock::Lock;
 use monitor::Watcher;
 use report::{Exit, Reporter};
-use settings::{Settings, ToolstackChoice};
+use settings::{Settings, ToolstackChoice, Unset};
 use toolstack::Toolstack;
 use toolstack::choose::may_come;
 
@@ -117,11 +117,20 @@ pub fn run(program: &Program<'_>, cli: &Cli) -> Exit {
     }
 }
 
+/// Work on guests.
+#[derive(Clone, Copy, PartialEq)]
+enum Purpose {
+    /// Starting them.
+    Start,
+    /// Stopping them.
+    Stop,
+}
+
 /// `Err` is an early end.
 type Ended = Result<Exit, Exit>;
 
 impl Program<'_> {
-    /// start, stop, or both. Everything that can be found wrong beforehand is found before any guest is touched.
+    /// Does start, stop, or both. What is found wrong beforehand keeps a start from touching any guest, but never a stop.
     fn act(&self, cli: &Cli, purposes: &[Purpose]) -> Ended {
         let starts = purposes.contains(&Purpose::Start);
         if let Err(reason) = self.host.is_dom0() {
@@ -141,17 +150,21 @@ impl Program<'_> {
             lifecycle::skip(self.host, self.report);
             return Err(Exit::Done);
         }
-        let Some(settings) = self.settings(cli, purposes, Exit::Settings)? else {
-            if !starts {
-                self.report.note("no settings file: nothing to do");
-                return Err(Exit::Done);
-            }
-            return Err(self.refuse(&self.no_settings_file(), Exit::Settings));
-        };
+        let found = self.settings(cli);
+        if starts {
+            self.refuse_to_start(found.as_ref())?;
+        }
+        let settings = found.clone().unwrap_or_else(Settings::defaults);
+        for purpose in purposes {
+            self.tell_unset(&settings, *purpose);
+        }
         let xl_conf = self.xl_conf(starts)?;
         let _lock = self.lock(purposes).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         let tries = if starts { XEN_TRIES } else { 1 };
         let toolstack = self.toolstack_within(tries, cli, &settings, &xl_conf, Exit::NoToolstack)?;
+        if found.is_none() {
+            self.tell_no_settings(&*toolstack);
+        }
         if let Some(differences) = toolstack.differences() {
             self.report
                 .note(&format!("with {} some things are done otherwise: {differences}", toolstack.describe()));
@@ -166,7 +179,6 @@ impl Program<'_> {
             match purpose {
                 Purpose::Start => lifecycle::start(&run),
                 Purpose::Stop => self.within(settings.stop_timeout.value, || lifecycle::stop(&run)),
-                Purpose::Status => {}
             }
         }
         Ok(self.report.exit())
@@ -225,7 +237,7 @@ impl Program<'_> {
         if !self.host.root {
             return Err(self.refuse("only root may watch guests", Exit::NotRoot));
         }
-        let settings = self.settings_or_defaults(cli, &[], Exit::Settings)?;
+        let settings = self.settings_or_defaults(cli);
         let xl_conf = self.xl_conf(false)?;
         let toolstack = self.toolstack(cli, &settings, &xl_conf, Exit::NoToolstack)?;
         let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
@@ -251,7 +263,7 @@ impl Program<'_> {
             self.answer(&answer, Exit::NoneRunning)?;
             return Err(Exit::NoneRunning);
         }
-        let settings = self.settings_or_defaults(cli, &[Purpose::Status], Exit::Unknown)?;
+        let settings = self.settings_or_defaults(cli);
         let xl_conf = XlConf::read(&self.host.xl_conf).unwrap_or_else(|error| {
             self.report.warn(&error.to_string());
             XlConf::default()
@@ -262,7 +274,10 @@ impl Program<'_> {
             .map_err(|error| self.refuse(&error.to_string(), Exit::Unknown))?;
         let answer = if json { overview.json() } else { overview.table() };
         self.answer(&answer, Exit::Unknown)?;
-        Ok(overview.exit())
+        match overview.exit() {
+            Exit::AllRunning | Exit::SomeMissing if !settings.unknown.is_empty() => Ok(Exit::Unknown),
+            exit => Ok(exit),
+        }
     }
 
     fn plan(&self, cli: &Cli, options: &cli::Plan) -> Ended {
@@ -274,7 +289,11 @@ impl Program<'_> {
             cli::Planned::Start => (Purpose::Start, lifecycle::plan_start),
             cli::Planned::Stop => (Purpose::Stop, lifecycle::plan_stop),
         };
-        let settings = self.settings_or_defaults(cli, &[purpose], Exit::Settings)?;
+        let settings = self.settings_or_defaults(cli);
+        if purpose == Purpose::Start {
+            self.refuse_to_start(Some(&settings))?;
+        }
+        self.tell_unset(&settings, purpose);
         let xl_conf = self.xl_conf(purpose == Purpose::Start)?;
         let toolstack = self.toolstack(cli, &settings, &xl_conf, Exit::NoToolstack)?;
         let xen_host = self.this_host(xl_conf, Some(&*toolstack), None);
@@ -302,24 +321,23 @@ impl Program<'_> {
             }
             return Ok(self.report.exit());
         }
-        let settings = self.settings_or_defaults(cli, &[], Exit::Settings)?;
-        for purpose in [Purpose::Start, Purpose::Stop] {
-            lifecycle::unsupported(&settings, purpose).iter().for_each(|message| self.report.error(message));
-        }
+        let settings = self.settings_or_defaults(cli);
+        self.tell_unset(&settings, Purpose::Start);
+        self.tell_unset(&settings, Purpose::Stop);
         let domains = toolstack.map_or(Ok(Vec::new()), |toolstack| toolstack.domains());
         let domains = domains.unwrap_or_else(|error| {
             self.report.warn(&format!("which guests run can't be told: {error}"));
             Vec::new()
         });
         lifecycle::check(self.host, &settings, &xen_host, on_host, &domains, self.report);
-        Ok(self.report.exit())
+        if settings.mistakes.is_empty() { Ok(self.report.exit()) } else { Ok(Exit::Settings) }
     }
 
     fn accept(&self, cli: &Cli, guests: &[String]) -> Ended {
         if !self.host.root {
             return Err(self.refuse("only root may decide about images", Exit::NotRoot));
         }
-        let settings = self.settings_or_defaults(cli, &[], Exit::Settings)?;
+        let settings = self.settings_or_defaults(cli);
         let _lock = self.lock(&[Purpose::Start]).map_err(|error| self.refuse(&error.to_string(), Exit::Failed))?;
         lifecycle::accept(&settings, self.host, guests, self.report);
         Ok(self.report.exit())
@@ -340,26 +358,60 @@ impl Program<'_> {
         Ok(Exit::Done)
     }
 
-    /// The settings, after telling what is doubtful and refusing what can't be done.
-    fn settings(&self, cli: &Cli, purposes: &[Purpose], exit: Exit) -> Result<Option<Settings>, Exit> {
-        let settings = Settings::load(cli.config.as_deref(), &self.host.settings_files)
-            .map_err(|error| self.refuse(&error.to_string(), exit))?;
-        let Some(settings) = settings else { return Ok(None) };
-        for warning in &settings.warnings {
-            self.report.warn(warning);
-        }
-        let refused: Vec<_> =
-            purposes.iter().flat_map(|purpose| lifecycle::unsupported(&settings, *purpose)).collect();
-        self.refuse_all(&refused, exit)?;
-        Ok(Some(settings))
+    /// The settings, after telling what in them is doubtful or not understood. `None`: there is no file.
+    fn settings(&self, cli: &Cli) -> Option<Settings> {
+        let settings = Settings::load(cli.config.as_deref(), &self.host.settings_files)?;
+        settings.warnings.iter().for_each(|warning| self.report.warn(warning));
+        settings.mistakes.iter().for_each(|mistake| self.report.error(mistake));
+        Some(settings)
     }
 
-    /// The same for what only looks: without a file it goes by the defaults, and says so.
-    fn settings_or_defaults(&self, cli: &Cli, purposes: &[Purpose], exit: Exit) -> Result<Settings, Exit> {
-        Ok(self.settings(cli, purposes, exit)?.unwrap_or_else(|| {
+    /// The same for what touches no guest: without a file it goes by the defaults, and says so.
+    fn settings_or_defaults(&self, cli: &Cli) -> Settings {
+        self.settings(cli).unwrap_or_else(|| {
             self.report.warn(&format!("{}: going by the defaults", self.no_settings_file()));
             Settings::defaults()
-        }))
+        })
+    }
+
+    /// Refuses to start guests where it is not known which, or from what: a guest could be booted over its image.
+    fn refuse_to_start(&self, settings: Option<&Settings>) -> Result<(), Exit> {
+        let Some(settings) = settings else {
+            return Err(self.refuse(&self.no_settings_file(), Exit::Settings));
+        };
+        if settings.unknown.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = settings.unknown.iter().map(|known| format!("XENDOMAINS_{}", known.name)).collect();
+        let message = format!("no guest is started: {} can't be known; mend the settings", names.join(", "));
+        Err(self.refuse(&message, Exit::Settings))
+    }
+
+    /// Warns about names that are not set in a file made for the scripts, where that meant something else.
+    fn tell_unset(&self, settings: &Settings, purpose: Purpose) {
+        let means = |known: &&settings::Known| match (&known.unset, purpose) {
+            (Some(Unset::Start(means)), Purpose::Start) | (Some(Unset::Stop(means)), Purpose::Stop) => {
+                Some(format!("XENDOMAINS_{} ({means})", known.name))
+            }
+            _ => None,
+        };
+        let names: Vec<_> = settings.unset.iter().filter_map(means).collect();
+        if !names.is_empty() {
+            self.report.warn(&format!(
+                "not set, which was off for the scripts and here means the default: {}; set each to what you want",
+                names.join(", ")
+            ));
+        }
+    }
+
+    /// Says what stop does without a settings file. It is a failure only if there is anything to be done.
+    fn tell_no_settings(&self, toolstack: &dyn Toolstack) {
+        let message = format!("{}: stopping guests by the defaults", self.no_settings_file());
+        match toolstack.domains() {
+            Ok(domains) if !domains.iter().any(toolstack::Domain::is_manageable) => self.report.note(&message),
+            // A toolstack that can't be asked is reported by stop.
+            _ => self.report.error(&message),
+        }
     }
 
     fn no_settings_file(&self) -> String {
@@ -483,11 +535,6 @@ impl Program<'_> {
         self.report.answer(text).map_err(|error| self.refuse(&format!("standard output: {error}"), exit))
     }
 
-    fn refuse_all(&self, messages: &[String], exit: Exit) -> Result<(), Exit> {
-        messages.iter().for_each(|message| self.report.error(message));
-        if messages.is_empty() { Ok(()) } else { Err(exit) }
-    }
-
     fn refuse(&self, message: &str, exit: Exit) -> Exit {
         self.report.error(message);
         exit
@@ -515,11 +562,13 @@ mod tests {
     use crate::host::fake_dom0;
     use crate::lifecycle::mock::Mock;
     use crate::report::Buffer;
-    use crate::toolstack::State;
+    use crate::toolstack::{ShutdownReason, State};
 
     struct Machine {
         dir: tempfile::TempDir,
         host: Host,
+        /// The guest `web`, if there is one.
+        guest: Option<State>,
     }
 
     struct Said {
@@ -539,7 +588,7 @@ mod tests {
             fs::create_dir(&auto).expect("directory");
             let text = format!("XENDOMAINS_AUTO={}\nXENDOMAINS_SAVE={}\n", auto.display(), save.display());
             fs::write(&host.settings_files[0], text + settings).expect("write");
-            Machine { dir, host }
+            Machine { dir, host, guest: Some(State::Running) }
         }
 
         fn run(&self, words: &[&str]) -> Said {
@@ -552,7 +601,9 @@ mod tests {
             let (failed, slept) = (AtomicUsize::new(0), AtomicUsize::new(0));
             let (out, err) = (Buffer::default(), Buffer::default());
             let mock = std::sync::Arc::new(Mock::default());
-            mock.domain("web", State::Running);
+            if let Some(state) = self.guest {
+                mock.domain("web", state);
+            }
             let opened = std::sync::atomic::AtomicBool::new(false);
             let open = |_: ToolstackChoice,
                         _: &XlConf,
@@ -619,7 +670,7 @@ mod tests {
             assert_eq!((said.exit, said.calls), (Exit::Done, None), "{word}: {}", said.err);
             assert!(said.out.contains("command line: no guest is started"), "{}", said.out);
         }
-        assert_eq!(machine.run(&["stop"]).exit, Exit::Settings);
+        assert_eq!(machine.run(&["stop"]).exit, Exit::Failed);
         let machine = Machine::new("");
         fs::write(&machine.host.off_switch, "").expect("write");
         assert_eq!(machine.run(&["start"]).calls, None);
@@ -656,35 +707,115 @@ mod tests {
     }
 
     #[test]
-    fn without_settings_stop_is_done_and_start_is_not() {
-        let machine = Machine::new("");
+    fn without_settings_stop_stops_guests_and_start_starts_none() {
+        let mut machine = Machine::new("");
+        // To save a guest that runs would be to write to the default directory of the machine that tests this.
+        machine.guest = Some(State::Shutdown(ShutdownReason::Poweroff));
         fs::remove_file(&machine.host.settings_files[0]).expect("remove");
-        for (word, exit) in [("start", 6), ("stop", 0), ("restart", 6), ("reload", 6)] {
-            let said = machine.run(&[word]);
-            assert_eq!((said.exit.code(), said.calls), (exit, None), "{word}");
-            assert!((said.out + &said.err).contains("no settings file"), "{word}");
+        let directory = machine.dir.path().to_str().expect("text").to_owned();
+        for (options, message) in [
+            (&[][..], "no settings file"),
+            (&["--config", "/nonexistent/settings"], "/nonexistent/settings: No such file"),
+            (&["--config", &directory], "Is a directory"),
+        ] {
+            for word in ["start", "restart", "reload"] {
+                let said = machine.run(&[&[word], options].concat());
+                assert_eq!((said.exit, said.calls), (Exit::Settings, None), "{word} {options:?}");
+                assert!(said.err.contains(message), "{word}: {}", said.err);
+            }
+            let said = machine.run(&[&["stop"], options].concat());
+            assert_eq!((said.exit, said.calls.expect("opened")), (Exit::Failed, vec!["destroy web".to_owned()]));
+            assert!(said.err.contains(message) && said.err.contains("defaults"), "{}", said.err);
         }
-        let said = machine.run(&["stop", "--config", "/nonexistent/settings"]);
-        assert_eq!((said.exit, said.calls), (Exit::Settings, None));
+        machine.guest = None;
+        let said = machine.run(&["stop"]);
+        assert_eq!((said.exit, said.calls), (Exit::Done, Some(vec![])), "there is nothing to be done");
+        assert!(said.out.contains("no settings file"), "{}", said.out);
+        assert_eq!(machine.run(&["stop", "--config", "/nonexistent/settings"]).exit, Exit::Failed);
     }
 
     #[test]
-    fn wrong_settings_are_named_before_any_guest_is_touched() {
-        for (settings, words) in [
-            ("if true; then", &["start", "stop", "restart", "reload"][..]),
-            ("XENDOMAINS_USLEEP=x", &["start", "stop", "restart"]),
-            ("XENDOMAINS_MIGRATE='host --ssl'", &["start", "stop", "restart"]),
-            ("XENDOMAINS_MIGRATE='host -C /nonexistent/web.cfg'", &["stop", "restart"]),
+    fn mistakes_in_the_settings_keep_start_from_losing_something_and_nobody_from_stopping() {
+        let start = ["start", "restart", "reload"];
+        for (settings, refused) in [
+            ("XENDOMAINS_STOP_MAXWAIT=300s", &[][..]),
+            ("XENDOMAINS_SYSRQ=seiuo", &[]),
+            ("XENDOMAINS_SHUTDOWN=--halt --wait", &[]),
+            ("XENDOMAINS_MIGRATE=\"b --ssl\"", &[]),
+            ("XENDOMAINS_MIGRATE='host -C /nonexistent/web.cfg'", &[]),
+            ("XENDOMAINS_MIGRATE=$(hostname)", &[]),
+            ("XENDOMAINS_USLEEP=\"100000", &[]),
+            ("XENDOMAINS_START_JOBS=many", &[]),
+            ("XENDOMAINS_RESTORE=true\r\n", &[]),
+            ("XENDOMAINS_RESTORE=$(x)", &start),
+            ("XENDOMAINS_SAVE=$(x)\nXENDOMAINS_SAVE='", &start),
+            ("if true; then", &start),
+            ("\0", &start),
         ] {
-            let machine = Machine::new(settings);
-            for word in words {
+            let mut machine = Machine::new(settings);
+            if settings.contains("SAVE") {
+                // To save it would be to write to the default directory of the machine that tests this.
+                machine.guest = Some(State::Shutdown(ShutdownReason::Poweroff));
+            }
+            let at =
+                format!("/settings:{}: ", if settings.ends_with('\n') { 3 } else { settings.lines().count() + 2 });
+            for word in ["start", "restart", "reload", "stop"] {
                 let said = machine.run(&[word]);
-                assert_eq!((said.exit, said.calls), (Exit::Settings, None), "{settings} {word}");
-                assert!(said.err.contains("/settings:3: "), "{settings} {word}: {}", said.err);
+                // A file that can't be read is looked at when it is needed.
+                let is_fine = settings.contains("-C") && word == "start";
+                assert_eq!(said.err.contains(&at), !is_fine, "{settings} {word}: {}", said.err);
+                if refused.contains(&word) {
+                    assert_eq!((said.exit, said.calls), (Exit::Settings, None), "{settings} {word}");
+                    continue;
+                }
+                let exit = if is_fine { Exit::Done } else { Exit::Failed };
+                assert_eq!(said.exit, exit, "{settings} {word}: {}", said.err);
+                let calls = said.calls.expect("opened");
+                let expected = match (word, settings.contains("SAVE")) {
+                    ("start", _) => "",
+                    (_, false) => "save web, destroy web",
+                    (_, true) => "destroy web",
+                };
+                assert!(calls.join(", ").starts_with(expected), "{settings} {word}: {calls:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_only_looks_goes_by_what_it_understands() {
+        let machine = Machine::new("XENDOMAINS_MIGRATE='b --ssl'");
+        let said = machine.run(&["status"]);
+        assert_eq!(said.exit, Exit::AllRunning);
+        assert!(said.err.contains("/settings:3: ") && said.out.contains("web"), "{}{}", said.out, said.err);
+        assert_eq!(machine.run(&["plan", "start"]).exit, Exit::Failed);
+        let said = machine.run(&["plan", "stop"]);
+        assert_eq!(said.exit, Exit::Failed);
+        assert!(said.out.contains("save (at most") && !said.out.contains("migrate"), "{}", said.out);
+        assert_eq!(machine.run(&["check"]).exit, Exit::Settings);
         let machine = Machine::new("oops");
-        assert_eq!(machine.run(&["status"]).exit, Exit::Unknown);
+        assert_eq!(machine.run(&["status"]).exit, Exit::Unknown, "another guest may be wanted");
+        assert_eq!(machine.run(&["plan", "start"]).exit, Exit::Settings);
+        let said = machine.run(&["plan", "stop"]);
+        assert!(said.exit == Exit::Failed && said.out.contains("save (at most"), "{}{}", said.out, said.err);
+        let said = machine.run(&["check"]);
+        assert_eq!(said.exit, Exit::Settings);
+    }
+
+    #[test]
+    fn names_that_were_off_without_being_set_are_told() {
+        let machine = Machine::new("#XENDOMAINS_RESTORE=true\n#XENDOMAINS_SHUTDOWN_ALL=x\n");
+        let expect = |words: &[&str], named: &[&str], not: &[&str]| {
+            let said = machine.run(words);
+            let warning: Vec<_> = said.err.lines().filter(|line| line.contains("off for the scripts")).collect();
+            let warning = warning.join("");
+            assert!(named.iter().all(|name| warning.contains(&format!("XENDOMAINS_{name} ("))), "{warning}");
+            assert!(!not.iter().any(|name| warning.contains(&format!("XENDOMAINS_{name} ("))), "{warning}");
+        };
+        expect(&["start"], &["RESTORE", "CREATE_USLEEP"], &["AUTO", "SAVE", "SHUTDOWN_ALL"]);
+        expect(&["stop"], &["SHUTDOWN", "SHUTDOWN_ALL", "STOP_MAXWAIT"], &["SAVE", "RESTORE"]);
+        expect(&["restart"], &["RESTORE", "SHUTDOWN_ALL"], &["SAVE"]);
+        expect(&["check"], &["RESTORE", "SHUTDOWN_ALL"], &["SAVE"]);
+        expect(&["status"], &[], &["RESTORE", "SHUTDOWN_ALL"]);
     }
 
     #[test]
@@ -782,8 +913,6 @@ mod tests {
             assert!(said.out.starts_with(expected), "{words:?}: {}", said.out);
         }
         assert!(!machine.dir.path().join("save").exists());
-        fs::write(&machine.host.settings_files[0], "oops").expect("write");
-        assert_eq!(machine.run(&["plan", "stop"]).exit, Exit::Settings);
     }
 
     #[test]
@@ -838,7 +967,7 @@ mod tests {
         let json = read(&said);
         assert_eq!((said.exit, &json["actions"]), (Exit::Failed, &serde_json::json!([])));
         assert_eq!(
-            (&json["messages"][0]["level"], &json["messages"][1]["level"]),
+            (&json["messages"][0]["level"], &json["messages"][3]["level"]),
             (&"warning".into(), &"error".into())
         );
         assert!(said.err.contains("auto/bad:1: "), "{}", said.err);

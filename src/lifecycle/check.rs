@@ -109,7 +109,7 @@ fn check_migrate(settings: &Settings, xen_host: &XenHost, report: &Reporter) {
     };
     let origin = &settings.migrate.origin;
     report.note(&format!("{origin}: stop migrates guests to {}, {over}", migrate.targets.join(" or ")));
-    if let Some(path) = migrate.config.as_deref().filter(|path| path.exists()) {
+    if let Some(path) = migrate.config.as_deref() {
         match GuestConfig::read(path, xen_host) {
             Ok(guest) => {
                 report.note(&format!("{origin}: {} there becomes what {} says", guest.name, path.display()));
@@ -243,8 +243,10 @@ mod tests {
         assert!(bench.err().contains("settings:3: -C: "), "{}", bench.err());
         bench.toolstack.domain("web", crate::toolstack::State::Running);
         assert_eq!(bench.stop(), Exit::Failed);
-        assert_eq!(bench.toolstack.calls(), [""; 0], "nothing is touched");
+        assert_eq!(bench.toolstack.calls(), ["save web", "destroy web"], "only that step is left out");
         assert!(bench.err().contains("settings:3: XENDOMAINS_MIGRATE: -C: "), "{}", bench.err());
+        fs::remove_file(&file).expect("remove");
+        assert_eq!(checked(&bench, true), Exit::Failed);
     }
 
     #[test]

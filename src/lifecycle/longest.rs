@@ -169,7 +169,7 @@ mod tests {
     use crate::toolstack::State;
 
     fn longest(settings: &str, levels: &[usize], over_command: bool) -> Option<u64> {
-        let settings = Settings::parse(Path::new("settings"), settings.as_bytes()).expect("valid");
+        let settings = Settings::parse(Path::new("settings"), settings.as_bytes());
         let member = || Member { wish: PerGuest::default(), obstacle: None, selected: true };
         let levels: Vec<Vec<_>> = levels.iter().map(|count| (0..*count).map(|_| member()).collect()).collect();
         longest_stop(&settings, &levels, over_command).map(|longest| longest.as_secs())

@@ -540,9 +540,11 @@ impl Bench {
 
     pub(super) fn run(&self, what: impl FnOnce(&Run<'_>)) -> Exit {
         let report = Reporter::new(Box::new(self.out.clone()), Box::new(self.err.clone()));
+        let settings = Settings::parse(Path::new("settings"), self.settings.as_bytes());
+        assert_eq!(settings.mistakes, [""; 0]);
         what(&Run {
             host: &self.host,
-            settings: &Settings::parse(Path::new("settings"), self.settings.as_bytes()).expect("valid settings"),
+            settings: &settings,
             xen_host: &XenHost::default(),
             toolstack: &self.toolstack,
             report: &report,

@@ -18,7 +18,6 @@ mod start;
 mod status;
 mod stop;
 mod unsavable;
-mod unsupported;
 mod watchers;
 mod watching;
 mod workers;
@@ -46,7 +45,6 @@ pub use plan::{plan_start, plan_stop};
 pub use start::{mark, start};
 pub use status::{Overview, overview};
 pub use stop::stop;
-pub use unsupported::{Purpose, unsupported};
 
 /// What start, stop and status work with.
 pub struct Run<'a> {

@@ -148,13 +148,14 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
         Some(Ok(Some(directory))) => directory.room().ok(),
         _ => None,
     };
+    let migrates = stop.migration().is_some();
     let mut levels = Vec::new();
     let mut members = Vec::new();
     for level in order.into_iter().rev() {
         let planned: Vec<_> = level
             .guests
             .iter()
-            .map(|guest| of_domain(run, &stop, guest, chosen(guest.domain)))
+            .map(|guest| of_domain(run, &stop, guest, chosen(guest.domain), migrates))
             .filter(|guest| !guest.steps.is_empty())
             .collect();
         if planned.is_empty() {
@@ -181,18 +182,25 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
     })
 }
 
-/// One that is not selected is only met by SHUTDOWN_ALL.
-fn of_domain(run: &Run<'_>, stop: &Stop<'_>, guest: &stop::Guest<'_>, selected: bool) -> Guest {
+/// Describes what is done with a guest. One that is not selected is only met by SHUTDOWN_ALL.
+fn of_domain(run: &Run<'_>, stop: &Stop<'_>, guest: &stop::Guest<'_>, selected: bool, migrates: bool) -> Guest {
     let stop::Guest { domain, obstacle } = *guest;
     let wish = stop.wish(domain);
     let chain = Chain::new(run.settings, &wish, obstacle);
     let not_saved = chain.obstacle.filter(|_| selected && is_alive(domain) && !chain.at_once);
-    let steps = steps(run, &wish, &chain, domain, selected);
+    let steps = steps(run, &wish, &chain, domain, selected, migrates);
     Guest { name: name(domain).to_owned(), id: Some(domain.domid), steps, not_saved }
 }
 
-/// What is tried with a guest.
-fn steps(run: &Run<'_>, wish: &PerGuest, chain: &Chain, guest: &Domain, selected: bool) -> Vec<Step> {
+/// Lists the steps for a guest. `migrates`: guests can be migrated.
+fn steps(
+    run: &Run<'_>,
+    wish: &PerGuest,
+    chain: &Chain,
+    guest: &Domain,
+    selected: bool,
+    migrates: bool,
+) -> Vec<Step> {
     let settings = run.settings;
     let limit = step_limit(settings, wish);
     let shutdown = |options: ShutdownOptions| match options.wait {
@@ -210,7 +218,7 @@ fn steps(run: &Run<'_>, wish: &PerGuest, chain: &Chain, guest: &Domain, selected
         if !settings.sysrq.value.is_empty() {
             steps.push(Step::new("sysrq"));
         }
-        if let Some(migrate) = settings.migrate.value.as_ref().filter(|_| chain.migrate) {
+        if let Some(migrate) = settings.migrate.value.as_ref().filter(|_| chain.migrate && migrates) {
             steps.push(Step { to: Some(migrate.targets.clone()), ..Step::within("migrate", limit) });
         }
         if chain.save {

@@ -220,14 +220,7 @@ impl<'a> Stop<'a> {
     /// Returns the UUIDs and names of the guests that were selected.
     fn stop_all(&self) -> Result<HashSet<(Uuid, String)>, Error> {
         let settings = self.run.settings;
-        let jobs = settings.migrate_jobs.value.get();
-        let migration = match Migration::new(&settings.migrate, jobs, records(self.run.host), self.run.xen_host) {
-            Ok(migration) => migration,
-            Err(message) => {
-                self.run.report.error(&message);
-                return Ok(HashSet::new());
-            }
-        };
+        let migration = self.migration();
         let mut guests = recover(self.run)?;
         saw(self.run, &guests);
         guests.retain(is_to_be_stopped);
@@ -248,6 +241,17 @@ impl<'a> Stop<'a> {
         }
         self.finish(&selected)?;
         Ok(selected)
+    }
+
+    /// The way to other hosts, if guests are to be migrated and can be.
+    pub(super) fn migration(&self) -> Option<Migration<'a>> {
+        let settings = self.run.settings;
+        let jobs = settings.migrate_jobs.value.get();
+        let migration = Migration::new(&settings.migrate, jobs, records(self.run.host), self.run.xen_host);
+        migration.unwrap_or_else(|message| {
+            self.run.report.error(&format!("{message}; guests are not migrated"));
+            None
+        })
     }
 
     /// Has `stop` stop the guests that `select` takes of those that are there, and looks again until no new one is. A

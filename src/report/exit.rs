@@ -5,9 +5,9 @@ use std::process::ExitCode;
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: everything was done. Also: this is not a Xen host (start and stop), no settings file (stop).
+    /// 0: everything was done. Also: this is not a Xen host (start and stop).
     Done,
-    /// 1: something failed for at least one guest, or another xendomains is at work.
+    /// 1: something failed for at least one guest, the settings have mistakes, or another xendomains is at work.
     Failed,
     /// 2: wrong usage. (The command line parser ends the program itself with this code.)
     Usage,
@@ -15,7 +15,7 @@ pub enum Exit {
     NotRoot,
     /// 5: there is no usable toolstack.
     NoToolstack,
-    /// 6: the settings are missing, wrong, or ask for something that this version can't do.
+    /// 6: no guest was touched, because the settings are missing or start can't know what it must.
     Settings,
     /// `status` 0: guests run, and every guest of the AUTO directory does.
     AllRunning,
@@ -23,7 +23,7 @@ pub enum Exit {
     SomeMissing,
     /// `status` 3: no guest runs.
     NoneRunning,
-    /// `status` 4: not known, because Xen can't be asked.
+    /// `status` 4: not known, because Xen can't be asked or the settings don't say what should run.
     Unknown,
 }
 

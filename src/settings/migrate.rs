@@ -11,7 +11,7 @@
 //! | `-e` | – | nothing watches the guest on the target | as xl |
 //! | `-C FILE` | – | this configuration instead of the guest's own | for the guest that the file is for |
 //! | `--debug` | – | the target logs more | as xl |
-//! | `--ssl`, `-r`, `-n`, `-c` and their long forms | several | – | refused |
+//! | `--ssl`, `-r`, `-n`, `-c` and their long forms | several | – | refused: nothing is migrated |
 //!
 //! Words are separated by blanks, as for a shell. Quotes keep what has blanks together, which the scripts could not do.
 

@@ -2,7 +2,11 @@
 //!
 //! The file is shell assignments, read without a shell (see [`shell`]). Every setting has a type and a default, and
 //! remembers where its value comes from, so that messages can name file and line.
+//!
+//! A file is always read to its end, whatever is in it. A setting that is not understood has its default ([`KNOWN`] says
+//! which), so that stop can stop. Who starts guests goes no further if [`Settings::unknown`] names any.
 
+mod known;
 mod migrate;
 pub mod shell;
 mod value;
@@ -14,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use known::{KNOWN, Known, Unset};
 pub use migrate::{Migrate, TransportKind};
 pub use value::ShutdownOptions;
 
@@ -123,6 +128,12 @@ pub struct Settings {
     pub restart_tries: Setting<NonZeroUsize>,
     /// What the file says that is probably not what its author meant, each with file and line.
     pub warnings: Vec<String>,
+    /// Mistakes in the file, each with file and line, and with the value that counts instead.
+    pub mistakes: Vec<String>,
+    /// Settings without which start could lose something, and of which it is not known what the file says.
+    pub unknown: Vec<&'static Known>,
+    /// Settings that the file does not mention, if it mentions any.
+    pub unset: Vec<&'static Known>,
 }
 
 /// Restores at once when `XENDOMAINS_START_JOBS` is not set, and creations if nothing speaks against it. A guest that runs
@@ -139,64 +150,44 @@ const DEFAULT_RESTART_TRIES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// Soon ends in a row that are not slowed down when the file does not say.
 const DEFAULT_RESTART_BURST: u32 = 5;
 
-/// A settings file that can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It can't be read.
-    #[error("{}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It says something that is not understood.
-    #[error("{}:{line}: {message}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: u32,
-        /// What is wrong.
-        message: String,
-    },
-}
+/// The line in a settings file that says that a name in a comment has its default.
+const IS_OURS: &[u8] = b"# What is commented out here is the default.";
 
 impl Settings {
-    /// Reads the file `explicit` if given, otherwise the first of `usual` that exists. `Ok(None)`: none of them does.
-    pub fn load(explicit: Option<&Path>, usual: &[PathBuf]) -> Result<Option<Settings>, Error> {
-        if let Some(path) = explicit {
-            return Settings::read(path).map(Some);
-        }
-        for path in usual {
-            match Settings::read(path) {
-                Err(Error::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                result => return result.map(Some),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Reads this file.
-    pub fn read(path: &Path) -> Result<Settings, Error> {
-        let text = std::fs::read(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
-        Settings::parse(path, &text)
+    /// Reads the file `explicit` if given, otherwise the first of `usual` that exists. `None`: none of them does. What
+    /// can't be read counts as a file in which nothing is understood.
+    pub fn load(explicit: Option<&Path>, usual: &[PathBuf]) -> Option<Settings> {
+        let read = |path: &Path| (path.to_owned(), std::fs::read(path));
+        let (path, text) = match explicit {
+            Some(path) => read(path),
+            None => usual
+                .iter()
+                .map(|path| read(path))
+                .find(|(_, text)| !matches!(text, Err(error) if error.kind() == io::ErrorKind::NotFound))?,
+        };
+        Some(match text {
+            Ok(text) => Settings::parse(&path, &text),
+            Err(error) => Settings {
+                mistakes: vec![format!("{}: {error}; the defaults count", path.display())],
+                unknown: KNOWN.iter().filter(|known| known.start_needs).collect(),
+                ..Settings::defaults()
+            },
+        })
     }
 
     /// What counts when there is no file.
     pub fn defaults() -> Settings {
-        value::Values::default().settings().expect("the defaults are valid")
+        value::Values::default().settings()
     }
 
     /// Reads the text of a file; `path` is for messages.
-    pub fn parse(path: &Path, text: &[u8]) -> Result<Settings, Error> {
-        let path: Arc<Path> = path.into();
-        let script = shell::parse(text).map_err(|error| Error::Invalid {
-            path: path.to_path_buf(),
-            line: error.line,
-            message: error.message,
-        })?;
-        value::Values::new(&path, script).settings()
+    pub fn parse(path: &Path, text: &[u8]) -> Settings {
+        let mut settings = value::Values::new(&path.into(), shell::parse(text)).settings();
+        // Our template has told its author the meaning of the others.
+        if text.split(|byte| *byte == b'\n').any(|line| line.trim_ascii_end() == IS_OURS) {
+            settings.unset.clear();
+        }
+        settings
     }
 }
 
@@ -205,14 +196,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parse(text: &str) -> Result<Settings, Error> {
+    fn parse(text: &str) -> Settings {
         Settings::parse(Path::new("/etc/default/xendomains"), text.as_bytes())
     }
 
     fn valid(text: &str) -> Settings {
-        let settings = parse(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
-        assert_eq!(settings.warnings, Vec::<String>::new(), "{text:?}");
+        let settings = parse(text);
+        assert_eq!((&settings.warnings, &settings.mistakes), (&vec![], &vec![]), "{text:?}");
+        assert_eq!(settings.unknown, Vec::<&Known>::new(), "{text:?}");
         settings
+    }
+
+    fn names(known: &[&Known]) -> String {
+        known.iter().map(|known| known.name).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The settings without what the file says about each.
+    fn values(settings: Settings) -> String {
+        let settings = Settings { mistakes: vec![], unknown: vec![], unset: vec![], ..settings };
+        format!("{settings:?}").replace("File(\"/etc/default/xendomains\", 1)", "Default")
     }
 
     fn with_and_without_wait() -> [Option<ShutdownOptions>; 3] {
@@ -347,10 +349,78 @@ mod tests {
             ("XENDOMAINS_MIGRATE='h --ssl'", "XENDOMAINS_MIGRATE: `--ssl`"),
             ("echo hello", "`echo`"),
         ] {
-            let error = parse(&format!("# first\n{text}\n")).expect_err(text).to_string();
+            let settings = parse(&format!("# first\n{text}\n"));
+            let [error] = &settings.mistakes[..] else { panic!("{text}: {:?}", settings.mistakes) };
             assert!(error.starts_with("/etc/default/xendomains:2: "), "{error}");
             assert!(error.contains(message), "{text}: {error}");
+            assert_eq!(values(settings), values(Settings::defaults()), "{text}");
         }
+    }
+
+    #[test]
+    fn mistakes_say_what_counts_instead_and_start_refuses_what_it_must_know() {
+        for (text, said, unknown) in [
+            ("XENDOMAINS_STOP_MAXWAIT=300s", "`300s`: not a number of seconds; 300 counts instead", ""),
+            ("XENDOMAINS_SYSRQ=seiuo", "no SysRq is sent", ""),
+            ("XENDOMAINS_MIGRATE='b --ssl'", "guests are not migrated", ""),
+            ("XENDOMAINS_SHUTDOWN=--halt --wait", "XENDOMAINS_SHUTDOWN: `--wait` is not an assignment", ""),
+            ("XENDOMAINS_SHUTDOWN=--halt --wait", "; --halt --wait counts instead", ""),
+            ("XENDOMAINS_MIGRATE=$(hostname)", "XENDOMAINS_MIGRATE: command substitution", ""),
+            ("XENDOMAINS_MIGRATE=\"a\nXENDOMAINS_USLEEP=100000", "this \" is not closed on its line; guests", ""),
+            ("XENDOMAINS_RESTORE=true\r\nXENDOMAINS_AUTO_ONLY=false\r", "DOS line ends", ""),
+            ("XENDOMAINS_MIGRATE='\u{fffd}'$1", "XENDOMAINS_MIGRATE", ""),
+            ("XENDOMAINS_SAEV=$(x)", "command substitution", ""),
+            ("BASE=$(x) # of XENDOMAINS", "command substitution", ""),
+            ("XENDOMAINS_SAVE=save", "`save`: must be an absolute path; /var/lib/xen/save counts instead", "SAVE"),
+            ("XENDOMAINS_SAVE=$(x)", "/var/lib/xen/save counts instead", "SAVE"),
+            ("XENDOMAINS_RESTORE=`x`", "true counts instead", "RESTORE"),
+            ("XENDOMAINS_AUTO=a b", "`b` is not an assignment", "AUTO"),
+            ("XENDOMAINS_AUTO=a XENDOMAINS_SAVE=$(x)", "XENDOMAINS_SAVE: /var/lib/xen/save counts", "SAVE AUTO"),
+            (". /etc/default/other", "`.` is not an assignment", "SAVE RESTORE AUTO"),
+            ("\0", "not a text file", "SAVE RESTORE AUTO"),
+            ("x\nXENDOMAINS_SAVE=/var/lib/xen/save\nXENDOMAINS_AUTO=/etc/xen/auto", "`x`", "RESTORE"),
+        ] {
+            let settings = parse(text);
+            let [mistake] = &settings.mistakes[..] else { panic!("{text}: {:?}", settings.mistakes) };
+            assert!(mistake.starts_with("/etc/default/xendomains:1: ") && mistake.contains(said), "{mistake}");
+            assert_eq!(names(&settings.unknown), unknown, "{text}");
+        }
+        // The last one counts, but a mistake is one.
+        let settings = parse("XENDOMAINS_SAVE=$(x)\nXENDOMAINS_SAVE=/a");
+        assert_eq!((settings.mistakes.len(), settings.unknown.len()), (1, 0));
+        assert_eq!(settings.save.value.as_deref(), Some(Path::new("/a")));
+        // Other bytes than UTF-8 are text all the same.
+        let settings = Settings::parse(Path::new("/s"), b"# \xe4\nXENDOMAINS_SAVE=/\xe4\nXENDOMAINS_MIGRATE=\xe4");
+        assert_eq!((settings.mistakes.len(), settings.unknown.len()), (1, 0), "{:?}", settings.mistakes);
+        assert!(
+            settings.mistakes[0].contains("not UTF-8 text; guests are not migrated"),
+            "{:?}",
+            settings.mistakes
+        );
+    }
+
+    #[test]
+    fn the_table_has_the_defaults_and_a_mistake_in_any_setting_costs_that_one() {
+        for known in KNOWN {
+            let given = parse(&format!("XENDOMAINS_{}='{}'", known.name, known.default));
+            assert_eq!(values(given), values(Settings::defaults()), "{}", known.name);
+            let mistaken = parse(&format!("XENDOMAINS_DESTROY=true\nXENDOMAINS_{}=$(x)", known.name));
+            assert_eq!(mistaken.mistakes.len(), 1, "{:?}", mistaken.mistakes);
+            assert!(mistaken.mistakes[0].contains(&known.instead()), "{:?}", mistaken.mistakes);
+            assert_eq!(mistaken.destroy.value, known.name != "DESTROY");
+            assert_eq!(!mistaken.unknown.is_empty(), known.start_needs, "{}", known.name);
+        }
+    }
+
+    #[test]
+    fn names_that_an_old_file_does_not_mention_are_known() {
+        assert_eq!(parse("OPTIONS=x\n#XENDOMAINS_SAVE=/x").unset, Vec::<&Known>::new());
+        let old = parse("XENDOMAINS_RESTORE=true\n#XENDOMAINS_SAVE=/x");
+        assert!(old.unset.iter().any(|known| known.name == "SAVE"));
+        assert!(!old.unset.iter().any(|known| known.name == "RESTORE"));
+        // Our own template says what a commented-out name means.
+        let template = include_str!("../../packaging/xendomains.default");
+        assert_eq!(parse(&format!("{template}\nXENDOMAINS_RESTORE=true\n")).unset, Vec::<&Known>::new());
     }
 
     #[test]
@@ -361,7 +431,7 @@ mod tests {
             ("XENDOMAINS_SAEV=/srv", "XENDOMAINS_SAVE"),
             ("XENDOMAINS_SAVE=$SAVEDIR/x", "SAVEDIR"),
         ] {
-            let settings = parse(&format!("\n{text}\n")).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let settings = parse(&format!("\n{text}\n"));
             let [warning] = &settings.warnings[..] else { panic!("{text}: {:?}", settings.warnings) };
             assert!(warning.starts_with("/etc/default/xendomains:2: "), "{warning}");
             assert!(warning.contains(message), "{text}: {warning}");
@@ -389,21 +459,29 @@ mod tests {
     fn the_first_file_that_exists_counts() {
         let dir = tempfile::tempdir().expect("a directory");
         let usual = [dir.path().join("default"), dir.path().join("sysconfig")];
-        assert!(matches!(Settings::load(None, &usual), Ok(None)));
+        assert_eq!(Settings::load(None, &usual), None);
         std::fs::write(&usual[1], "XENDOMAINS_SAVE=/second").expect("write");
-        let found = Settings::load(None, &usual).expect("readable").expect("found");
+        let found = Settings::load(None, &usual).expect("found");
         assert_eq!(found.save.value.as_deref(), Some(Path::new("/second")));
         std::fs::write(&usual[0], "oops").expect("write");
-        assert!(matches!(Settings::load(None, &usual), Err(Error::Invalid { line: 1, .. })));
-        let explicit = dir.path().join("explicit");
-        assert!(matches!(Settings::load(Some(&explicit), &usual), Err(Error::Unreadable { .. })));
+        assert_eq!(Settings::load(None, &usual).expect("found").mistakes.len(), 1);
+        // A file that can't be read is no reason to take another one.
+        std::fs::remove_file(&usual[0]).expect("remove");
+        std::fs::create_dir(&usual[0]).expect("directory");
+        for (explicit, words) in [(None, "directory"), (Some(dir.path().join("explicit")), "No such file")] {
+            let found = Settings::load(explicit.as_deref(), &usual).expect("found");
+            let [mistake] = &found.mistakes[..] else { panic!("{:?}", found.mistakes) };
+            assert!(mistake.contains(words) && mistake.contains("the defaults count"), "{mistake}");
+            assert_eq!(names(&found.unknown), "SAVE RESTORE AUTO");
+            assert_eq!(values(found), values(Settings::defaults()));
+        }
     }
 
     proptest! {
         #[test]
-        fn never_panics(name in prop::sample::select(value::NAMES), value in "\\PC{0,20}") {
+        fn never_panics(known in prop::sample::select(KNOWN), value in "\\PC{0,20}") {
             let quoted = value.replace('\'', "");
-            let _ = parse(&format!("XENDOMAINS_{name}='{quoted}'"));
+            let _ = parse(&format!("XENDOMAINS_{}='{quoted}'", known.name));
         }
     }
 }

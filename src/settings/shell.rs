@@ -4,12 +4,18 @@
 //! `export NAME`, `:`, comments; in values the quoting of `sh`, backslash-newline, and `$NAME` or `${NAME}` of names
 //! that were assigned before. Everything else would need a shell to know what it means, and is an error.
 //!
-//! The meaning is that of `sh`, with three differences, all of them on the side of saying so:
+//! The meaning is that of `sh`, with four differences, all of them on the side of saying so:
 //! - The environment does not count: a name that the file did not assign is empty, and is warned about.
 //! - `export NAME=$OTHER` is an assignment as in POSIX.1-2024 and bash; older shells split and glob such a value.
-//! - An unquoted `~` where a shell would put a home directory, and a carriage return outside quotes (a file with DOS
-//!   line ends), are errors.
+//! - An unquoted `~` where a shell would put a home directory is an error.
+//! - A byte order mark and DOS line ends are read as if they were not there, and are an error.
+//!
+//! An error costs its line and no more: reading goes on with the next one. A quote that is not closed would swallow the
+//! lines behind it, so it counts as a mistake in the line that it opens on if the file makes no sense otherwise, or if a
+//! line in it begins as a setting does. Names on a lost line have an unknown value from there on, and so has whatever
+//! is made of them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// One `NAME=VALUE`, its value with all quoting removed and all names expanded.
@@ -17,8 +23,8 @@ use std::collections::HashMap;
 pub struct Assignment {
     /// The name.
     pub name: String,
-    /// The value. Bytes, because paths are.
-    pub value: Vec<u8>,
+    /// The value. Bytes, because paths are. `None`: its line is not understood.
+    pub value: Option<Vec<u8>>,
     /// The line that it starts on, from 1.
     pub line: u32,
 }
@@ -30,6 +36,8 @@ pub struct Script {
     pub assignments: Vec<Assignment>,
     /// Names that were used before anything was assigned to them, with the line.
     pub unset: Vec<(String, u32)>,
+    /// Pieces that are not understood. Each name in one is among the assignments, without a value.
+    pub errors: Vec<SyntaxError>,
 }
 
 /// Something that is not an assignment.
@@ -39,13 +47,72 @@ pub struct SyntaxError {
     pub line: u32,
     /// What is wrong with it.
     pub message: String,
+    /// Which values are not known because of it.
+    pub loses: Loses,
+    /// The names that are on the line.
+    pub names: Vec<String>,
 }
 
+/// The values that a mistake makes unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loses {
+    /// None: it is clear what is meant.
+    Nothing,
+    /// Those of names that are on the line.
+    Named,
+    /// Any: a command may do anything.
+    Anything,
+}
+
+/// The beginning of the name of each setting.
+const SETTING: &[u8] = b"XENDOMAINS_";
+
 /// Reads a file of shell assignments.
-pub fn parse(text: &[u8]) -> Result<Script, SyntaxError> {
-    let mut parser = Parser { text, at: 0, line: 1, known: HashMap::new(), script: Script::default() };
-    while parser.command()? {}
-    Ok(parser.script)
+pub fn parse(text: &[u8]) -> Script {
+    let mut errors = Vec::new();
+    let mut clear = |line, message: &str| {
+        errors.push(SyntaxError { loses: Loses::Nothing, ..error_on(line, message.to_owned()) });
+    };
+    let text = text
+        .strip_prefix(b"\xef\xbb\xbf")
+        .inspect(|_| clear(1, "byte order mark; it is left out"))
+        .unwrap_or(text);
+    let mut text = Cow::Borrowed(text);
+    if let Some(at) = text.windows(2).position(|pair| pair == b"\r\n") {
+        clear(line_at(&text, at), "the file has DOS line ends; they are left out");
+        text = unix_lines(&text).into();
+    }
+    // From a line with a NUL byte on it is no text.
+    let nul = text.iter().position(|byte| *byte == 0);
+    let nul = nul.map(|at| text[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1));
+    let (text, no_text) = text.split_at(nul.unwrap_or(text.len()));
+    let (known, script) = (HashMap::new(), Script { errors, ..Script::default() });
+    let mut parser = Parser { text, at: 0, line: 1, known, script, open: None };
+    loop {
+        let (start, line, count) = (parser.at, parser.line, parser.script.assignments.len());
+        match parser.command() {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => parser.give_up(error, start, line, count),
+        }
+    }
+    if !no_text.is_empty() {
+        let message = "NUL byte: not a text file, not read from here on".to_owned();
+        parser.lose(no_text, error_on(line_at(text, text.len()), message));
+    }
+    parser.script
+}
+
+/// The number of the line that has this byte.
+fn line_at(text: &[u8], at: usize) -> u32 {
+    text[..at].iter().fold(1, |line, byte| line + u32::from(*byte == b'\n'))
+}
+
+/// The text without the carriage returns at the end of lines.
+fn unix_lines(text: &[u8]) -> Vec<u8> {
+    let mut lines: Vec<_> = text.split(|byte| *byte == b'\n').collect();
+    lines.iter_mut().for_each(|line| *line = line.strip_suffix(b"\r").unwrap_or(line));
+    lines.join(&b'\n')
 }
 
 /// What kind of command a line has turned out to be.
@@ -63,21 +130,61 @@ struct Parser<'a> {
     text: &'a [u8],
     at: usize,
     line: u32,
-    known: HashMap<String, Vec<u8>>,
+    /// `None`: the value is not known, because of a mistake.
+    known: HashMap<String, Option<Vec<u8>>>,
     script: Script,
+    /// The first quote of this command that is not closed on its line: the line, and the quote.
+    open: Option<(u32, char)>,
 }
 
 impl Parser<'_> {
-    /// Reads one command with its terminator. False at the end of the file.
-    fn command(&mut self) -> Result<bool, SyntaxError> {
+    /// Leaves a command behind that is not understood, and goes on with the next line. It began here, after so many
+    /// assignments.
+    fn give_up(&mut self, error: SyntaxError, start: usize, line: u32, count: usize) {
+        // Blank lines and comments before it are no part of it.
+        (self.at, self.line) = (start, line);
+        self.skip_to_command();
+        let (start, line) = (self.at, self.line);
+        let rest = &self.text[start..];
+        let ends = |(at, byte): (usize, &u8)| *byte == b'\n' && !rest[..at].ends_with(b"\\");
+        let lost = &rest[..rest.iter().enumerate().position(ends).unwrap_or(rest.len())];
+        self.script.assignments.truncate(count);
+        let error = self.open.take().map_or(error, |(line, quote)| unclosed(line, quote));
+        let loses = if is_about_a_name(lost) { Loses::Named } else { Loses::Anything };
+        self.lose(lost, SyntaxError { loses, ..error });
+        self.line = line + line_at(lost, lost.len()) - 1;
+        self.at = start + lost.len();
+    }
+
+    /// Notes that a piece of the file is not understood.
+    fn lose(&mut self, lost: &[u8], error: SyntaxError) {
+        let names: Vec<_> = names_in(lost).collect();
+        for name in &names {
+            self.known.insert(name.clone(), None);
+            self.script.assignments.push(Assignment { name: name.clone(), value: None, line: error.line });
+        }
+        self.script.errors.push(SyntaxError { names, ..error });
+    }
+
+    /// Passes over blank lines and comments. False at the end of the file.
+    fn skip_to_command(&mut self) -> bool {
         loop {
             self.skip_blanks_and_comment();
             match self.peek() {
                 Some(b'\n') => self.advance(),
-                Some(b';') => return Err(self.error("`;` without anything before it")),
-                Some(_) => break,
-                None => return Ok(false),
+                next => return next.is_some(),
             }
+        }
+    }
+
+    /// Reads one command with its terminator. False at the end of the file.
+    fn command(&mut self) -> Result<bool, SyntaxError> {
+        self.open = None;
+        if !self.skip_to_command() {
+            return Ok(false);
+        }
+        if self.peek() == Some(b';') {
+            return Err(self.error("`;` without anything before it"));
         }
         let mut kind = None;
         // `export` expands all its words before it assigns any of them.
@@ -170,7 +277,7 @@ impl Parser<'_> {
             return Err(self.error(&format!("{name} is an array; only plain values are read here")));
         }
         let value = self.value(true)?;
-        Ok(Assignment { name, value, line })
+        Ok(Assignment { name, value: Some(value), line })
     }
 
     fn assign(&mut self, pending: &mut Vec<Assignment>) {
@@ -207,8 +314,7 @@ impl Parser<'_> {
                         char::from(byte)
                     )));
                 }
-                b'\r' => return Err(self.error("carriage return: the file has DOS line ends")),
-                0 => return Err(self.error("NUL byte: not a text file")),
+                b'\r' => return Err(self.error("carriage return outside quotes")),
                 _ => {
                     value.push(byte);
                     self.advance();
@@ -226,13 +332,24 @@ impl Parser<'_> {
             match self.raw() {
                 None => return Err(unclosed(line, '\'')),
                 Some(b'\'') => break,
-                Some(0) => return Err(self.error("NUL byte: not a text file")),
+                Some(b'\n') => {
+                    self.goes_on(line, '\'')?;
+                    value.push(b'\n');
+                }
                 Some(byte) => value.push(byte),
             }
             self.advance();
         }
         self.advance();
         Ok(())
+    }
+
+    /// Takes note that a quote goes on behind its line. An error if the next line is meant for a setting.
+    fn goes_on(&mut self, line: u32, quote: char) -> Result<(), SyntaxError> {
+        self.open.get_or_insert((line, quote));
+        let next = self.text[self.at + 1..].trim_ascii_start();
+        let next = next.strip_prefix(b"#").or(next.strip_prefix(b"export")).unwrap_or(next).trim_ascii_start();
+        if next.starts_with(SETTING) { Err(unclosed(line, quote)) } else { Ok(()) }
     }
 
     fn double_quoted(&mut self, value: &mut Vec<u8>) -> Result<(), SyntaxError> {
@@ -254,8 +371,10 @@ impl Parser<'_> {
                 }
                 Some(b'$') => self.dollar(value, true)?,
                 Some(b'`') => return Err(self.error("command substitution with `…` is not read here")),
-                Some(0) => return Err(self.error("NUL byte: not a text file")),
                 Some(byte) => {
+                    if byte == b'\n' {
+                        self.goes_on(line, '"')?;
+                    }
                     value.push(byte);
                     self.advance();
                 }
@@ -272,18 +391,16 @@ impl Parser<'_> {
         match self.peek() {
             Some(byte) if byte == b'_' || byte.is_ascii_alphabetic() => {
                 let name = self.name();
-                self.expand(name, line, value);
+                self.expand(name, line, value)?;
             }
             Some(b'{') => {
                 self.advance();
                 let name = self.name();
                 if !is_name(&name) || self.peek() != Some(b'}') {
-                    return Err(SyntaxError {
-                        line, message: "of `${…}` only `${NAME}` is read here".to_owned()
-                    });
+                    return Err(error_on(line, "of `${…}` only `${NAME}` is read here".to_owned()));
                 }
                 self.advance();
-                self.expand(name, line, value);
+                self.expand(name, line, value)?;
             }
             Some(b'(' | b'[') => return Err(self.error("command substitution and arithmetic are not read here")),
             Some(b'\'' | b'"') if !quoted => {
@@ -297,11 +414,19 @@ impl Parser<'_> {
         Ok(())
     }
 
-    fn expand(&mut self, name: String, line: u32, value: &mut Vec<u8>) {
-        match self.known.get(&name) {
-            Some(known) => value.extend_from_slice(known),
-            None => self.script.unset.push((name, line)),
+    fn expand(&mut self, name: String, line: u32, value: &mut Vec<u8>) -> Result<(), SyntaxError> {
+        let may_be_set = self.script.errors.iter().find(|error| error.loses == Loses::Anything);
+        match (self.known.get(&name), may_be_set) {
+            (Some(Some(known)), _) => value.extend_from_slice(known),
+            (Some(None), _) => {
+                return Err(error_on(line, format!("${name}: the line that sets it is not understood")));
+            }
+            (None, Some(SyntaxError { line: other, .. })) => {
+                return Err(error_on(line, format!("${name}: line {other}, which is not understood, may set it")));
+            }
+            (None, None) => self.script.unset.push((name, line)),
         }
+        Ok(())
     }
 
     /// Reads the letters, digits and underscores that come now.
@@ -360,7 +485,7 @@ impl Parser<'_> {
     }
 
     fn error(&self, message: &str) -> SyntaxError {
-        SyntaxError { line: self.line, message: message.to_owned() }
+        error_on(self.line, message.to_owned())
     }
 
     /// The error for a command, with its first word.
@@ -368,8 +493,52 @@ impl Parser<'_> {
         let rest = &self.text[start..];
         let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len()).min(40);
         let word = rest[..end].escape_ascii();
-        SyntaxError { line, message: format!("`{word}` is not an assignment: commands are not run here") }
+        error_on(line, format!("`{word}` is not an assignment: commands are not run here"))
     }
+}
+
+/// An error of which it is not known yet what it costs.
+fn error_on(line: u32, message: String) -> SyntaxError {
+    SyntaxError { line, message, loses: Loses::Anything, names: Vec::new() }
+}
+
+/// The names in a piece of a file that look as if something were assigned to them, and the settings among the others.
+fn names_in(text: &[u8]) -> impl Iterator<Item = String> + '_ {
+    let is_name_byte = |byte: u8| byte == b'_' || byte.is_ascii_alphanumeric();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < text.len() {
+            let start = at;
+            let length = text[at..].iter().position(|byte| !is_name_byte(*byte)).unwrap_or(text.len() - at);
+            let (word, rest) = text[at..].split_at(length);
+            at += length.max(1);
+            let is_assigned = matches!(rest, [b'=', ..] | [b'+', b'=', ..] | [b'[', ..]);
+            // `$NAME` is only looked up.
+            let is_used = text[..start].ends_with(b"$") || text[..start].ends_with(b"${");
+            if (is_assigned || word.starts_with(SETTING)) && !is_used {
+                if let Some(name) = std::str::from_utf8(word).ok().filter(|word| is_name(word)) {
+                    return Some(name.to_owned());
+                }
+            }
+        }
+        None
+    })
+}
+
+/// Tells whether a command is about the names that are in it and nothing else: an assignment, or meant for one.
+fn is_about_a_name(text: &[u8]) -> bool {
+    let mut words = text.split(|byte| byte.is_ascii_whitespace() || *byte == b';');
+    if words.any(|word| matches!(word, b"." | b"source" | b"eval")) {
+        return false;
+    }
+    let text = match text.strip_prefix(b"export") {
+        Some(rest) if rest.starts_with(b" ") || rest.starts_with(b"\t") => rest.trim_ascii_start(),
+        _ => text,
+    };
+    let length = text.iter().position(|byte| *byte != b'_' && !byte.is_ascii_alphanumeric()).unwrap_or(text.len());
+    let (word, rest) = text.split_at(length);
+    let is_assigned = matches!(rest, [b'=', ..] | [b'+', b'=', ..] | [b'[', ..]);
+    std::str::from_utf8(word).is_ok_and(is_name) && (is_assigned || word.starts_with(SETTING))
 }
 
 fn is_name(word: &str) -> bool {
@@ -377,7 +546,7 @@ fn is_name(word: &str) -> bool {
 }
 
 fn unclosed(line: u32, quote: char) -> SyntaxError {
-    SyntaxError { line, message: format!("this {quote} is never closed") }
+    error_on(line, format!("this {quote} is not closed on its line"))
 }
 
 #[cfg(test)]
@@ -390,10 +559,13 @@ mod tests {
 
     use super::*;
 
-    /// The values that our reader leaves behind.
+    /// The values that our reader leaves behind, if it understands everything.
     fn ours(text: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, SyntaxError> {
-        let script = parse(text)?;
-        Ok(script.assignments.into_iter().map(|assignment| (assignment.name, assignment.value)).collect())
+        let script = parse(text);
+        match script.errors.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(script.assignments.into_iter().filter_map(|one| Some((one.name, one.value?))).collect()),
+        }
     }
 
     /// The values that a shell leaves behind, of the names that our reader found. `None`: the shell refused it.
@@ -466,7 +638,7 @@ mod tests {
         (b"\n\n. /etc/default/other\n", 3, "`.`"),
         (b"A=1 ls\n", 1, "`ls`"),
         (b"A=$(hostname)\n", 1, "command substitution"),
-        (b"A=\"x\n$(hostname)\"\n", 2, "command substitution"),
+        (b"A=\"x\n$(hostname)\"\n", 1, "not closed on its line"),
         (b"A=`hostname`\n", 1, "command substitution"),
         (b"A=\"`hostname`\"\n", 1, "command substitution"),
         (b"A=$((1+1))\n", 1, "arithmetic"),
@@ -489,13 +661,16 @@ mod tests {
         (b"A=x&&B=y\n", 1, "`&`"),
         (b"A=x > /tmp/y\n", 1, "`>`"),
         (b"(A=x)\n", 1, "`(A=x)`"),
-        (b"A='x\n\n", 1, "never closed"),
-        (b"A=1\nB=\"x\n\n", 2, "never closed"),
+        (b"A='x\n\n", 1, "not closed"),
+        (b"A=1\nB=\"x\n\n", 2, "not closed"),
+        (b"A='x", 1, "not closed"),
         (b"A=1;;B=2\n", 1, "`;;`"),
         (b"; A=1\n", 1, "`;`"),
         (b"A=~/x\n", 1, "`~`"),
         (b"A=x:~/x\n", 1, "`~`"),
-        (b"A=true\r\n", 1, "DOS"),
+        (b"A=1\nB=true\r\n", 2, "DOS"),
+        (b"A=x\ry\n", 1, "carriage return"),
+        (b"\xef\xbb\xbfA=1\n", 1, "byte order mark"),
         (b"export\n", 1, "without a name"),
         (b"export -n A\n", 1, "`-n`"),
         (b"export \"A=1\"\n", 1, "is not an assignment"),
@@ -527,7 +702,7 @@ mod tests {
     fn refuses_what_needs_a_shell() {
         for (text, line, message) in REFUSED {
             let shown = text.escape_ascii();
-            let error = parse(text).expect_err(&shown.to_string());
+            let error = ours(text).expect_err(&shown.to_string());
             assert_eq!(error.line, *line, "{shown}: {error:?}");
             assert!(error.message.contains(message), "{shown}: {error:?}");
         }
@@ -535,21 +710,76 @@ mod tests {
 
     #[test]
     fn names_the_line_an_assignment_starts_on() {
-        let script = parse(b"# c\nA='x\ny'\nB=1 \\\nC=2\n").expect("valid");
+        let script = parse(b"# c\nA='x\ny'\nB=1 \\\nC=2\n");
         let lines: Vec<_> = script.assignments.iter().map(|a| (a.name.as_str(), a.line)).collect();
         assert_eq!(lines, [("A", 2), ("B", 4), ("C", 5)]);
     }
 
     #[test]
     fn names_what_was_used_unset() {
-        let script = parse(b"A=$B\nB=1\nC=${B}$D\n").expect("valid");
+        let script = parse(b"A=$B\nB=1\nC=${B}$D\n");
         assert_eq!(script.unset, [("B".to_owned(), 1), ("D".to_owned(), 3)]);
+    }
+
+    /// The names in the end with their values, and what each mistake loses.
+    fn left(text: &[u8]) -> (String, Vec<(u32, Loses)>) {
+        let script = parse(text);
+        let last: BTreeMap<_, _> = script.assignments.into_iter().map(|one| (one.name, one.value)).collect();
+        let show = |(name, value): (String, Option<Vec<u8>>)| match value {
+            Some(value) => format!("{name}={}", value.escape_ascii()),
+            None => format!("{name}?"),
+        };
+        let errors = script.errors.iter().map(|error| (error.line, error.loses)).collect();
+        (last.into_iter().map(show).collect::<Vec<_>>().join(" "), errors)
+    }
+
+    #[test]
+    fn a_mistake_costs_its_line_and_no_more() {
+        use Loses::{Anything, Named, Nothing};
+        for (text, values, errors) in [
+            // All of the line is lost, and an earlier value with it.
+            (&b"A=0\nA=$(x)\nB=1\n"[..], "A? B=1", &[(2, Named)][..]),
+            (b"A=$(x)\nA=1\n", "A=1", &[(1, Named)]),
+            (b"A=--halt --wait\nB=1", "A? B=1", &[(1, Named)]),
+            (b"A=1 B=$(x) C=2\nD=3", "A? B? C? D=3", &[(1, Named)]),
+            (b"A=1; B=$(x); export C=2\nD=3", "A=1 B? C? D=3", &[(1, Named)]),
+            (b"export A=1 B=`x`\nC=2", "A? B? C=2", &[(1, Named)]),
+            (b"A=$(x) \\\n  B=1\nC=2", "A? B? C=2", &[(1, Named)]),
+            (b"XENDOMAINS_A = 3\nB=1", "B=1 XENDOMAINS_A?", &[(1, Named)]),
+            (b"A+=1\nB[0]=1\nC=1\n", "A? B? C=1", &[(1, Named), (2, Named)]),
+            // A value made of one that is not known is not known either.
+            (b"A=$(x)\nB=$A/y C=1\nD=2", "A? B? C? D=2", &[(1, Named), (2, Named)]),
+            // Commands may do anything.
+            (b"if x; then\n  A=1\nfi\n", "A=1", &[(1, Anything), (3, Anything)]),
+            (b". /x\nA=$B\nC=1\n", "A? C=1", &[(1, Anything), (2, Named)]),
+            (b"A=$(x); . /x\n", "A?", &[(1, Anything)]),
+            (b"test x && A=1\nB=1\n", "A? B=1", &[(1, Anything)]),
+            (b"\"A\"=1\nB=1\n", "B=1", &[(1, Anything)]),
+            // A quote that is not closed.
+            (b"A=\"x\nB=1\nC=2\n", "A? B=1 C=2", &[(1, Named)]),
+            (b"A=\"x\n# it's `so`\nB=\"y\"\nC=2\n", "A? B=y C=2", &[(1, Named)]),
+            (b"A='x\n\n# isn't it so\nB='y'\n", "A? B=y", &[(1, Named)]),
+            (b"A=1\nB='x\nC=1", "A=1 B? C=1", &[(2, Named)]),
+            (b"A=\"x\nXENDOMAINS_B=\"y\nC=1\n", "A? C=1 XENDOMAINS_B?", &[(1, Named), (2, Named)]),
+            (b"A='x\n#XENDOMAINS_B=1\n'\nC=1\n", "A? C=1", &[(1, Named), (3, Anything)]),
+            // The meaning is clear, or there is nothing more that could be read.
+            (b"A=1\r\nB='x'\r\n\r\n# c\r\n", "A=1 B=x", &[(1, Nothing)]),
+            (b"\xef\xbb\xbf# c\nA=1\n", "A=1", &[(1, Nothing)]),
+            (b"A=1\nB=\0\nC=1\n", "A=1 B? C?", &[(2, Anything)]),
+            (b"\xff\xfeA\0=\x001\0\n\0", "", &[(1, Anything)]),
+        ] {
+            let shown = text.escape_ascii();
+            assert_eq!(left(text), (values.to_owned(), errors.to_vec()), "{shown}");
+        }
     }
 
     proptest! {
         #[test]
         fn never_panics(text in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(&text);
+            let lines = line_at(&text, text.len());
+            for error in parse(&text).errors {
+                prop_assert!((1..=lines).contains(&error.line), "{:?}", error);
+            }
         }
 
         /// Pieces that matter, in any order: what we accept, `sh` accepts with the same values.

@@ -8,41 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::shell::{Assignment, Script};
+use super::known::{KNOWN, Known};
+use super::shell::{Assignment, Loses, Script};
 use super::{DEFAULT_RESTART_BURST, DEFAULT_RESTART_TRIES, DEFAULT_STOP_JOBS};
-use super::{Error, Origin, RestoreFailed, Setting, Settings, ToolstackChoice, migrate};
+use super::{Origin, RestoreFailed, Setting, Settings, ToolstackChoice, migrate};
 use crate::spelling;
 
 const PREFIX: &str = "XENDOMAINS_";
-
-/// All names that mean something, without the prefix.
-pub(super) const NAMES: &[&str] = &[
-    "SYSRQ",
-    "USLEEP",
-    "CREATE_USLEEP",
-    "MIGRATE",
-    "SAVE",
-    "SHUTDOWN",
-    "SHUTDOWN_ALL",
-    "RESTORE",
-    "AUTO",
-    "AUTO_ONLY",
-    "STOP_MAXWAIT",
-    "START_MAXWAIT",
-    "START_JOBS",
-    "SAVE_JOBS",
-    "MIGRATE_JOBS",
-    "STOP_TIMEOUT",
-    "DESTROY",
-    "RESTORE_FAILED",
-    "TOOLSTACK",
-    "DEVICE_WAIT",
-    "MONITOR",
-    "RESTART_SOON",
-    "RESTART_BURST",
-    "RESTART_PAUSE",
-    "RESTART_TRIES",
-];
 
 /// How to shut a guest down: what is left of the options of `xm shutdown` and `xl shutdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +29,12 @@ pub(super) struct Values {
     /// `None` when there is no file.
     path: Option<Arc<Path>>,
     assigned: HashMap<String, Assignment>,
+    /// The last line that may have set any name to anything.
+    anything: Option<u32>,
     warnings: Vec<String>,
+    mistakes: Vec<String>,
+    /// Names of which the value can't be used.
+    wrong: Vec<&'static str>,
 }
 
 impl Values {
@@ -68,69 +45,88 @@ impl Values {
         }
         for assignment in script.assignments {
             if let Some(name) = assignment.name.strip_prefix(PREFIX) {
-                if NAMES.contains(&name) {
+                if KNOWN.iter().any(|known| known.name == name) {
                     values.assigned.insert(name.to_owned(), assignment);
                 } else {
                     values.warn_unknown(name, assignment.line);
                 }
             }
         }
+        for error in script.errors {
+            if error.loses == Loses::Anything {
+                values.anything = Some(error.line);
+            }
+            let is_lost = |known: &&Known| {
+                let is_named = error.names.iter().any(|name| name.strip_prefix(PREFIX) == Some(known.name));
+                is_named && values.assigned.get(known.name).is_some_and(|last| last.value.is_none())
+            };
+            let lost: Vec<_> = KNOWN.iter().filter(is_lost).collect();
+            values.mistake(error.line, &error.message, &lost);
+        }
         values
     }
 
-    /// Types everything.
-    pub(super) fn settings(mut self) -> Result<Settings, Error> {
-        Ok(Settings {
-            sysrq: self.setting("SYSRQ", Vec::new(), sysrq_letters)?,
-            usleep: self.setting("USLEEP", Duration::from_millis(100), microseconds)?,
-            create_usleep: self.setting("CREATE_USLEEP", Duration::from_secs(5), microseconds)?,
-            migrate: self.setting("MIGRATE", None, |bytes| migrate::read(text(bytes)?))?,
-            save: self.setting("SAVE", Some("/var/lib/xen/save".into()), directory)?,
-            shutdown: self.setting("SHUTDOWN", Some(ShutdownOptions { wait: true }), shutdown_options)?,
-            shutdown_all: self.setting("SHUTDOWN_ALL", Some(ShutdownOptions { wait: true }), shutdown_options)?,
+    /// Types everything. What is not understood has its default.
+    pub(super) fn settings(mut self) -> Settings {
+        let mut settings = Settings {
+            sysrq: self.setting("SYSRQ", Vec::new(), sysrq_letters),
+            usleep: self.setting("USLEEP", Duration::from_millis(100), microseconds),
+            create_usleep: self.setting("CREATE_USLEEP", Duration::from_secs(5), microseconds),
+            migrate: self.setting("MIGRATE", None, |bytes| migrate::read(text(bytes)?)),
+            save: self.setting("SAVE", Some("/var/lib/xen/save".into()), directory),
+            shutdown: self.setting("SHUTDOWN", Some(ShutdownOptions { wait: true }), shutdown_options),
+            shutdown_all: self.setting("SHUTDOWN_ALL", Some(ShutdownOptions { wait: true }), shutdown_options),
             restore: self.truth("RESTORE", true),
-            auto: self.setting("AUTO", Some("/etc/xen/auto".into()), directory)?,
+            auto: self.setting("AUTO", Some("/etc/xen/auto".into()), directory),
             auto_only: self.truth("AUTO_ONLY", false),
-            stop_maxwait: self.setting("STOP_MAXWAIT", Some(Duration::from_secs(300)), limit)?,
-            start_maxwait: self.setting("START_MAXWAIT", Some(Duration::from_secs(600)), limit)?,
-            start_jobs: self.setting("START_JOBS", None, jobs)?,
-            save_jobs: self.setting("SAVE_JOBS", DEFAULT_STOP_JOBS, stop_jobs)?,
-            migrate_jobs: self.setting("MIGRATE_JOBS", DEFAULT_STOP_JOBS, stop_jobs)?,
-            stop_timeout: self.setting("STOP_TIMEOUT", None, limit)?,
+            stop_maxwait: self.setting("STOP_MAXWAIT", Some(Duration::from_secs(300)), limit),
+            start_maxwait: self.setting("START_MAXWAIT", Some(Duration::from_secs(600)), limit),
+            start_jobs: self.setting("START_JOBS", None, jobs),
+            save_jobs: self.setting("SAVE_JOBS", DEFAULT_STOP_JOBS, stop_jobs),
+            migrate_jobs: self.setting("MIGRATE_JOBS", DEFAULT_STOP_JOBS, stop_jobs),
+            stop_timeout: self.setting("STOP_TIMEOUT", None, limit),
             destroy: self.truth("DESTROY", false),
-            restore_failed: self.setting("RESTORE_FAILED", RestoreFailed::Keep, restore_failed)?,
-            toolstack: self.setting("TOOLSTACK", ToolstackChoice::Auto, toolstack)?,
-            device_wait: self.setting("DEVICE_WAIT", Duration::ZERO, seconds)?,
+            restore_failed: self.setting("RESTORE_FAILED", RestoreFailed::Keep, restore_failed),
+            toolstack: self.setting("TOOLSTACK", ToolstackChoice::Auto, toolstack),
+            device_wait: self.setting("DEVICE_WAIT", Duration::ZERO, seconds),
             monitor: self.truth("MONITOR", true),
-            restart_soon: self.setting("RESTART_SOON", Duration::from_secs(60), seconds)?,
-            restart_burst: self.setting("RESTART_BURST", DEFAULT_RESTART_BURST, burst)?,
-            restart_pause: self.setting("RESTART_PAUSE", Duration::from_secs(300), seconds)?,
-            restart_tries: self.setting("RESTART_TRIES", DEFAULT_RESTART_TRIES, tries)?,
-            warnings: self.warnings,
-        })
+            restart_soon: self.setting("RESTART_SOON", Duration::from_secs(60), seconds),
+            restart_burst: self.setting("RESTART_BURST", DEFAULT_RESTART_BURST, burst),
+            restart_pause: self.setting("RESTART_PAUSE", Duration::from_secs(300), seconds),
+            restart_tries: self.setting("RESTART_TRIES", DEFAULT_RESTART_TRIES, tries),
+            warnings: Vec::new(),
+            mistakes: Vec::new(),
+            unknown: KNOWN.iter().filter(|known| known.start_needs && self.is_unknown(known.name)).collect(),
+            unset: Vec::new(),
+        };
+        if !self.assigned.is_empty() {
+            settings.unset = KNOWN.iter().filter(|known| !self.assigned.contains_key(known.name)).collect();
+        }
+        (settings.warnings, settings.mistakes) = (self.warnings, self.mistakes);
+        settings
     }
 
-    fn setting<T>(
-        &self,
-        name: &str,
-        default: T,
-        read: impl FnOnce(&[u8]) -> Result<T, String>,
-    ) -> Result<Setting<T>, Error> {
-        let Some(Assignment { value, line, .. }) = self.assigned.get(name) else {
-            return Ok(Setting { value: default, origin: Origin::Default });
+    fn setting<T>(&mut self, name: &str, default: T, read: impl FnOnce(&[u8]) -> Result<T, String>) -> Setting<T> {
+        let defaulted = |value| Setting { value, origin: Origin::Default };
+        let Some(Assignment { value: Some(value), line, .. }) = self.assigned.get(name) else {
+            return defaulted(default);
         };
-        let value = read(value).map_err(|message| Error::Invalid {
-            path: self.path().to_path_buf(),
-            line: *line,
-            message: format!("{PREFIX}{name}: {message}"),
-        })?;
-        Ok(Setting { value, origin: Origin::File(self.path(), *line) })
+        let line = *line;
+        match read(value) {
+            Ok(value) => Setting { value, origin: Origin::File(self.path(), line) },
+            Err(message) => {
+                let known: Vec<_> = KNOWN.iter().filter(|known| known.name == name).collect();
+                self.wrong.extend(known.iter().map(|known| known.name));
+                self.mistake(line, &message, &known);
+                defaulted(default)
+            }
+        }
     }
 
     /// `true` is true and everything else false, as the scripts always had it; words that look as if they meant
     /// something else are warned about.
     fn truth(&mut self, name: &str, default: bool) -> Setting<bool> {
-        let Some(Assignment { value, line, .. }) = self.assigned.get(name) else {
+        let Some(Assignment { value: Some(value), line, .. }) = self.assigned.get(name) else {
             return Setting { value: default, origin: Origin::Default };
         };
         let (value, line) = (value.clone(), *line);
@@ -141,8 +137,16 @@ impl Values {
         Setting { value: value == b"true", origin: Origin::File(self.path(), line) }
     }
 
+    /// Tells whether the file sets the name to something that is not understood, or may do so.
+    fn is_unknown(&self, name: &str) -> bool {
+        let last = self.assigned.get(name);
+        let not_understood = last.is_some_and(|last| last.value.is_none()) || self.wrong.contains(&name);
+        // A value that a later line sets for certain counts, whatever an earlier line may do.
+        not_understood || self.anything.is_some_and(|line| last.is_none_or(|last| last.line <= line))
+    }
+
     fn warn_unknown(&mut self, name: &str, line: u32) {
-        let hint = match spelling::nearest(name, NAMES.iter().copied()) {
+        let hint = match spelling::nearest(name, KNOWN.iter().map(|known| known.name)) {
             Some(known) => format!("; did you mean {PREFIX}{known}?"),
             None => String::new(),
         };
@@ -152,6 +156,20 @@ impl Values {
     fn warn(&mut self, line: u32, message: &str) {
         let origin = Origin::File(self.path(), line);
         self.warnings.push(format!("{origin}: {message}"));
+    }
+
+    /// Tells what is not understood on a line, and what it means for these settings.
+    fn mistake(&mut self, line: u32, message: &str, lost: &[&Known]) {
+        let origin = Origin::File(self.path(), line);
+        let mut text = match lost {
+            [known] => format!("{origin}: {PREFIX}{}: {message}; {}", known.name, known.instead()),
+            _ => format!("{origin}: {message}"),
+        };
+        if lost.len() > 1 {
+            let each = lost.iter().map(|known| format!("{PREFIX}{}: {}", known.name, known.instead()));
+            text = format!("{text}; {}", each.collect::<Vec<_>>().join("; "));
+        }
+        self.mistakes.push(text);
     }
 
     fn path(&self) -> Arc<Path> {

@@ -231,6 +231,8 @@ scenarios! {
     told_to_end_a_stop_lets_the_guest_run_on_that_it_was_shutting_down;
     one_of_eight_guests_broken_in_any_way_costs_the_others_nothing;
     guests_of_one_order_stop_before_those_of_the_next_begin;
+    a_mistake_in_the_settings_leaves_no_guest_behind_at_a_stop;
+    a_mistake_in_what_only_stop_uses_keeps_no_guest_down;
     guests_are_kept_to_the_cpus_of_xl_conf_when_they_are_made_and_when_they_come_back:
         not over xl and xm, "xl reads xl.conf itself, and xend has none";
 }
@@ -694,6 +696,46 @@ fn guests_of_one_order_stop_before_those_of_the_next_begin() {
         calls.iter().position(|made| made["call"] == call && made["name"] == guest)
     };
     assert!(made("libxl_domain_destroy", "web") < made("libxl_domain_shutdown", "dns"), "{calls}");
+}
+
+/// Lines of a settings file that can't be understood, each with whether start refuses to go on.
+const MISTAKES: &[(&str, bool)] = &[
+    ("XENDOMAINS_STOP_MAXWAIT=300s\n", false),
+    ("XENDOMAINS_SYSRQ=\"seiuo\"\n", false),
+    ("XENDOMAINS_SHUTDOWN=--halt --wait\n", false),
+    ("XENDOMAINS_MIGRATE=\"b --ssl\"\n", false),
+    ("XENDOMAINS_MIGRATE=\"b -C /nonexistent/web.cfg\"\n", false),
+    ("XENDOMAINS_MIGRATE=$(hostname)\n", false),
+    ("XENDOMAINS_SYSRQ=\"s e i u o\n# It's the host's last word.\n", false),
+    ("XENDOMAINS_AUTO_ONLY=false\r\nXENDOMAINS_USLEEP=0\r\n", false),
+    ("XENDOMAINS_RESTORE=`cat /etc/restore`\n", true),
+    ("[ -e /etc/xen/other ] && . /etc/xen/other\n", true),
+    ("\0\0\0", true),
+];
+
+fn a_mistake_in_the_settings_leaves_no_guest_behind_at_a_stop() {
+    for (mistake, _) in MISTAKES {
+        let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}]), mistake);
+        let stop = dom0.run("stop");
+        assert_eq!((stop.code, dom0.guests()), (1, vec![]), "{mistake:?}: {}", stop.said);
+        assert_eq!(dom0.images(), ["db", "web"], "{mistake:?}: {}", stop.said);
+        assert!(stop.said.contains("/settings:4: "), "{mistake:?}: {}", stop.said);
+    }
+}
+
+fn a_mistake_in_what_only_stop_uses_keeps_no_guest_down() {
+    for (mistake, refused) in MISTAKES {
+        let dom0 = Dom0::new(json!([]), mistake);
+        dom0.auto("web");
+        let start = dom0.run("start");
+        let (code, guests) = match (*refused, mistake.contains("-C")) {
+            (true, _) => (6, vec![]),
+            // The file is looked at when it is needed.
+            (false, true) => (0, vec![("web".to_owned(), true)]),
+            (false, false) => (1, vec![("web".to_owned(), true)]),
+        };
+        assert_eq!((start.code, dom0.guests()), (code, guests), "{mistake:?}: {}", start.said);
+    }
 }
 
 fn guests_are_kept_to_the_cpus_of_xl_conf_when_they_are_made_and_when_they_come_back() {

@@ -17,7 +17,7 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("an_image_of_xl_is_restored_by_us", an_image_of_xl_is_restored_by_us),
     ("a_guest_of_ours_obeys_xl", a_guest_of_ours_obeys_xl),
     ("no_process_and_no_periodic_wakeup", no_process_and_no_periodic_wakeup),
-    ("bad_settings_touch_nothing", bad_settings_touch_nothing),
+    ("mistakes_in_the_settings_leave_no_guest_behind", mistakes_in_the_settings_leave_no_guest_behind),
     ("a_broken_guest_config_costs_only_itself", a_broken_guest_config_costs_only_itself),
     ("unreadable_images_are_named_and_kept", unreadable_images_are_named_and_kept),
     ("a_full_save_directory_means_shutdown", a_full_save_directory_means_shutdown),
@@ -237,25 +237,33 @@ fn helper_pids(untimed: &str) -> Vec<String> {
         .collect()
 }
 
-fn bad_settings_touch_nothing(bench: &Bench<'_>) -> Result<()> {
+fn mistakes_in_the_settings_leave_no_guest_behind(bench: &Bench<'_>) -> Result<()> {
     bench.auto(&TRIO[..1])?;
-    bench.xendomains("start", 0)?;
-    for (lines, what) in [
-        ("XENDOMAINS_SAVE=\"/var/lib/xen/save\n", "/etc/default/xendomains:4"),
-        ("if true; then XENDOMAINS_SAVE=; fi\n", "/etc/default/xendomains:4"),
-        ("XENDOMAINS_STOP_MAXWAIT=soon\n", "XENDOMAINS_STOP_MAXWAIT"),
-        ("XENDOMAINS_AUTO=$(ls)\n", "/etc/default/xendomains:4"),
-        ("XENDOMAINS_SHUTDOWN=\"--hlat\"\n", "--hlat"),
+    for (lines, what, start) in [
+        ("XENDOMAINS_SAVE=\"/var/lib/xen/save\n", "/etc/default/xendomains:4", 6),
+        ("if true; then XENDOMAINS_SAVE=; fi\n", "/etc/default/xendomains:4", 6),
+        ("XENDOMAINS_STOP_MAXWAIT=soon\n", "XENDOMAINS_STOP_MAXWAIT", 1),
+        ("XENDOMAINS_AUTO=$(ls)\n", "/etc/default/xendomains:4", 6),
+        ("XENDOMAINS_SHUTDOWN=\"--hlat\"\n", "--hlat", 1),
+        ("XENDOMAINS_MIGRATE=\"b --ssl\"\r\n", "--ssl", 1),
     ] {
+        bench.settings("")?;
+        bench.xendomains("start", 0)?;
         bench.settings(lines)?;
-        expect(&bench.xendomains("stop", 6)?, &[what])?;
-        expect(&bench.xendomains("start", 6)?, &[what])?;
-        bench.expect_guests(&["alpha"])?;
+        expect(&bench.xendomains("start", start)?, &[what])?;
+        expect(&bench.xendomains("stop", 1)?, &[what, "alpha: saved"])?;
+        bench.expect_guests(&[])?;
+        bench.xendomains("start", start)?;
     }
     expect(&bench.xendomains("--config /nonexistent start", 6)?, &["/nonexistent"])?;
+    bench.settings("")?;
+    bench.xendomains("start", 0)?;
     bench.ok("rm /etc/default/xendomains")?;
     bench.xendomains("start", 6)?;
     bench.expect_guests(&["alpha"])?;
+    expect(&bench.xendomains("stop", 1)?, &["no settings file", "alpha: saved"])?;
+    bench.expect_guests(&[])?;
+    expect(&bench.xendomains("stop", 0)?, &["no settings file"])?;
     bench.xendomains("halt", 2)?;
     Ok(())
 }

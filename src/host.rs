@@ -1,9 +1,13 @@
 //! What this machine is, and where things are on it.
 
 use std::collections::HashSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, unlinkat};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 use xenlight::Release;
 
@@ -69,6 +73,8 @@ pub struct Host {
     pub systemd_run: PathBuf,
     /// The unit that systemd stops by running this process.
     pub stopped_unit: Option<String>,
+    /// There while systemd is the init system; see sd_booted(3).
+    pub systemd_dir: PathBuf,
     /// Whether the program may do anything at all.
     pub root: bool,
 }
@@ -101,6 +107,7 @@ impl Default for Host {
             systemctl: "systemctl".into(),
             systemd_run: "systemd-run".into(),
             stopped_unit: crate::systemd::stopped_unit(),
+            systemd_dir: "/run/systemd/system".into(),
             root: geteuid().is_root(),
         }
     }
@@ -248,26 +255,55 @@ impl Host {
         value.strip_suffix("kB")?.trim().parse().ok()
     }
 
-    /// The mark for init scripts that there was a start: [`mark`](Self::mark) and [`unmark`](Self::unmark).
+    /// The file that is a mark for init scripts: [`mark`](Self::mark) and [`unmark`](Self::unmark).
     pub fn mark_file(&self) -> PathBuf {
-        let dir = if self.subsys_dir.is_dir() { &self.subsys_dir } else { &self.lock_dir };
-        dir.join("xendomains")
+        let dir = if self.open_subsys_dir().is_some() { &self.subsys_dir } else { &self.lock_dir };
+        dir.join(MARK)
+    }
+
+    /// Tells whether the init system asks only services with a mark to stop. systemd does not, and where there is no
+    /// directory for marks nobody looks for them.
+    pub fn needs_mark(&self) -> bool {
+        !self.systemd_dir.is_dir() && self.open_subsys_dir().is_some()
     }
 
     /// Makes the mark. The boot id inside tells one that a crash has left behind from a current one.
     pub fn mark(&self) -> io::Result<()> {
         let boot_id = self.boot_id()?;
-        std::fs::write(self.mark_file(), format!("{boot_id}\n"))
+        self.unmark()?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+        let mut file = File::from(openat(self.open_mark_dir()?, MARK, flags, mode)?);
+        file.write_all(format!("{boot_id}\n").as_bytes())
     }
 
     /// Removes the mark.
     pub fn unmark(&self) -> io::Result<()> {
-        match std::fs::remove_file(self.mark_file()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        match unlinkat(self.open_mark_dir()?, MARK, AtFlags::empty()) {
+            Err(errno) if errno != Errno::NOENT => Err(errno.into()),
             _ => Ok(()),
         }
     }
+
+    fn open_mark_dir(&self) -> io::Result<OwnedFd> {
+        match self.open_subsys_dir() {
+            Some(dir) => Ok(dir),
+            None => Ok(openat(CWD, &self.lock_dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?),
+        }
+    }
+
+    /// Opens the directory for marks. Where everybody may write to `/var/lock`, a link of this name, or somebody else's
+    /// directory, is not it.
+    fn open_subsys_dir(&self) -> Option<OwnedFd> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = openat(CWD, &self.subsys_dir, flags, Mode::empty()).ok()?;
+        let is_ours = fstat(&dir).is_ok_and(|stat| stat.st_uid == geteuid().as_raw());
+        is_ours.then_some(dir)
+    }
 }
+
+/// The name of the mark in its directory.
+const MARK: &str = "xendomains";
 
 /// Numbers and ranges of them, as in `0-3,8`.
 fn number_list(text: &str) -> Option<Vec<u32>> {
@@ -318,6 +354,7 @@ pub(crate) fn fake_dom0(dir: &Path) -> Host {
         systemctl: dir.join("systemctl"),
         systemd_run: dir.join("systemd-run"),
         stopped_unit: None,
+        systemd_dir: dir.join("systemd"),
         root: true,
     }
 }
@@ -470,10 +507,40 @@ mod tests {
         host.unmark().expect("nothing to remove");
         host.mark().expect("mark");
         assert_eq!(read(&dir.path().join("xendomains")).expect("mark"), "b00710");
+        assert!(!host.needs_mark(), "nobody looks for it");
+        host.mark().expect("mark once more");
         host.unmark().expect("remove");
         assert!(!dir.path().join("xendomains").exists());
         std::fs::create_dir(&host.subsys_dir).expect("directory");
         host.mark().expect("mark");
         assert!(dir.path().join("subsys/xendomains").exists());
+        assert!(host.needs_mark());
+        std::fs::create_dir(&host.systemd_dir).expect("directory");
+        assert!(!host.needs_mark());
+    }
+
+    #[test]
+    fn no_link_is_followed_to_make_or_remove_the_mark() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = fake_dom0(dir.path());
+        let (victim, elsewhere) = (dir.path().join("victim"), dir.path().join("elsewhere"));
+        std::fs::write(&victim, "precious").expect("write");
+        symlink(&victim, dir.path().join("xendomains")).expect("link");
+        host.mark().expect("mark");
+        assert_eq!(read(&victim).expect("read"), "precious");
+        assert!(dir.path().join("xendomains").symlink_metadata().expect("mark").is_file());
+        host.unmark().expect("remove");
+        symlink(&victim, dir.path().join("xendomains")).expect("link");
+        host.unmark().expect("remove");
+        assert!(victim.exists() && dir.path().join("xendomains").symlink_metadata().is_err());
+        // The directory can be a link too.
+        std::fs::create_dir(&elsewhere).expect("directory");
+        std::fs::write(elsewhere.join("xendomains"), "precious").expect("write");
+        symlink(&elsewhere, &host.subsys_dir).expect("link");
+        host.mark().expect("mark");
+        host.unmark().expect("remove");
+        assert!(!host.needs_mark());
+        assert_eq!(read(&elsewhere.join("xendomains")).expect("read"), "precious");
     }
 }

@@ -182,7 +182,9 @@ impl SaveDirectory {
 
 fn is_of_xend(path: &Path) -> bool {
     let mut magic = [0; xend::MAGIC.len()];
-    let read = File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut magic));
+    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or_default();
+    let opened = File::options().read(true).custom_flags(flags).open(path);
+    let read = opened.and_then(|mut file| io::Read::read_exact(&mut file, &mut magic));
     read.is_ok() && magic == *xend::MAGIC
 }
 
@@ -510,5 +512,14 @@ mod tests {
         let LeftBehind::Husk(saved) = dom0.save().left_behind(&guest("web")).unwrap() else { panic!("no husk") };
         let image = saved.destroyed().unwrap();
         assert!(matches!(image.verdict(), Verdict::Stale(_)));
+    }
+
+    #[test]
+    fn a_fifo_among_the_images_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".web.0123456789ab.saving");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        assert!(!is_of_xend(&path));
     }
 }

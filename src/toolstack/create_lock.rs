@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::fs::{FlockOperation, OFlags, fcntl_lock};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
 
@@ -180,8 +180,11 @@ impl CreateLock {
 
     /// Takes the lock, if it is free, or has a thread wait for it.
     fn begin(&self, state: &mut State) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o200).open(&self.path)?;
-        let file = Arc::new(file);
+        // Everybody may be able to write to its directory: neither a link there nor a FIFO gets hold of this process.
+        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o200).custom_flags(flags);
+        let file = Arc::new(options.open(&self.path)?);
         let locked = match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => true,
             Err(Errno::AGAIN | Errno::ACCESS) => {
@@ -216,6 +219,8 @@ mod tests {
     use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
     use std::sync::mpsc;
     use std::time::Duration;
+
+    use rustix::fs::{CWD, Mode, mkfifoat};
 
     use super::*;
 
@@ -381,6 +386,22 @@ mod tests {
         assert!(other.does("lock"));
         drop(other);
         lock.acquire(None, &silent).expect("free");
+    }
+
+    #[test]
+    fn a_link_is_not_followed_and_a_fifo_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, victim) = (dir.path().join("xl"), dir.path().join("victim"));
+        let acquire = || {
+            let lock = CreateLock::new(&path, Arc::new(Interrupt::new().expect("a descriptor")));
+            lock.acquire(None, &|_| {}).err().map(|error| error.to_string())
+        };
+        std::os::unix::fs::symlink(&victim, &path).expect("link");
+        assert!(acquire().is_some_and(|error| error.contains("/xl: ")));
+        assert!(!victim.exists());
+        std::fs::remove_file(&path).expect("remove");
+        mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).expect("FIFO");
+        assert!(acquire().is_some_and(|error| error.contains("/xl: ")));
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Program<'_> {
         if let Some(why) = self.host.is_switched_off().filter(|_| starts) {
             // Not to start again what was stopped would be no restart.
             self.report.note(&format!("{why}: no guest is started, and none is stopped to be started again"));
-            lifecycle::mark(self.host, self.report);
+            lifecycle::mark_if_needed(self.host, self.report);
             lifecycle::skip(self.host, self.report);
             return Err(Exit::Done);
         }
@@ -673,6 +673,9 @@ mod tests {
         assert_eq!(machine.run(&["stop"]).exit, Exit::Failed);
         let machine = Machine::new("");
         fs::write(&machine.host.off_switch, "").expect("write");
+        assert_eq!(machine.run(&["start"]).calls, None);
+        assert!(!machine.host.mark_file().exists(), "nobody looks for it");
+        fs::create_dir(&machine.host.subsys_dir).expect("directory");
         assert_eq!(machine.run(&["start"]).calls, None);
         assert!(machine.host.mark_file().exists(), "what is started by hand is to be stopped");
         assert_eq!(machine.run(&["stop"]).calls.expect("opened"), ["save web", "destroy web"]);

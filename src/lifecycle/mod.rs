@@ -42,7 +42,7 @@ use crate::toolstack::{self, AWAY, Domain, ShutdownReason, State, Toolstack};
 pub use accept::{accept, skip};
 pub use check::{check, check_guest};
 pub use plan::{plan_start, plan_stop};
-pub use start::{mark, start};
+pub use start::{mark_if_needed, start};
 pub use status::{Overview, overview};
 pub use stop::stop;
 

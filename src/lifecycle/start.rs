@@ -1,5 +1,6 @@
 //! start: restore the images, and create the guests of the AUTO directory that don't run yet.
 
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,7 +52,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// then the others by file name.
 pub fn start(run: &Run<'_>) {
     let begun = Instant::now();
-    mark(run.host, run.report);
+    mark_if_needed(run.host, run.report);
     warn_of_libvirt(run.host, run.report);
     if is_save_there(run) {
         let start = Start::new(run, false);
@@ -60,6 +61,7 @@ pub fn start(run: &Run<'_>) {
         }
         start.pass_over_images();
     }
+    mark_if_any_runs(run);
     warn_of_long_stop_now(run);
     run.report.summary("start", begun.elapsed());
 }
@@ -84,10 +86,28 @@ fn is_save_there(run: &Run<'_>) -> bool {
     }
 }
 
-/// Makes the mark without which some init systems call no stop. It is made whether there is a guest to start or not:
-/// somebody may start one by hand later.
-pub fn mark(host: &Host, report: &Reporter) {
-    if let Err(error) = host.mark() {
+/// Makes the mark where the init system calls no stop without it. There it is made whether a guest runs or not: somebody
+/// may start one by hand later.
+pub fn mark_if_needed(host: &Host, report: &Reporter) {
+    if host.needs_mark() {
+        tell_of_mark(host.mark(), host, report);
+    }
+}
+
+/// Makes the mark if there is a guest, or removes the one of an earlier boot. Elsewhere it only tells who looks.
+fn mark_if_any_runs(run: &Run<'_>) {
+    if run.host.needs_mark() {
+        return;
+    }
+    // An error leaves it open: there may be one.
+    let any = run.toolstack.domains().map_or(true, |domains| domains.iter().any(Domain::is_manageable));
+    let done = if any { run.host.mark() } else { run.host.unmark() };
+    tell_of_mark(done, run.host, run.report);
+}
+
+/// Warns if the mark could not be made or removed.
+pub(super) fn tell_of_mark(done: io::Result<()>, host: &Host, report: &Reporter) {
+    if let Err(error) = done {
         report.warn(&format!("{}: {error}", host.mark_file().display()));
     }
 }
@@ -1014,10 +1034,30 @@ mod tests {
         assert_eq!(bench.start(), Exit::Failed);
         assert_eq!(bench.toolstack.calls(), ["restore web"]);
         assert_eq!(bench.saved(), ["web"]);
-        assert!(bench.has_mark(), "whatever runs later is stopped");
+        assert!(!bench.has_mark(), "nothing was started, and nothing runs");
         bench.toolstack.no_fault("restore web");
         bench.start();
         assert_eq!(bench.toolstack.left(), ["web Running"]);
+    }
+
+    #[test]
+    fn the_mark_is_there_if_a_guest_is_or_the_init_system_goes_by_it() {
+        let bench = Bench::new();
+        bench.host.mark().expect("left over from an earlier boot");
+        assert_eq!(bench.start(), Exit::Done);
+        assert!(!bench.has_mark(), "nothing was started, and nothing runs");
+        bench.toolstack.domain("by-hand", State::Running);
+        assert_eq!(bench.start(), Exit::Done);
+        assert!(bench.has_mark(), "a guest runs");
+
+        let bench = Bench::new();
+        fs::create_dir(&bench.host.subsys_dir).expect("directory");
+        assert_eq!(bench.start(), Exit::Done);
+        assert!(bench.has_mark(), "without it no stop is called");
+        assert_eq!(bench.stop(), Exit::Done);
+        fs::create_dir(&bench.host.systemd_dir).expect("directory");
+        assert_eq!(bench.start(), Exit::Done);
+        assert!(!bench.has_mark(), "systemd calls stop in any case");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::migrations::records;
 use super::order::{Level, levels};
 use super::recovery::recover;
 use super::save_place::{look_at_save, remember_save};
+use super::start::tell_of_mark;
 use super::unsavable::obstacle;
 use super::watching;
 use super::workers::{Place, Places, all_at_once, lock};
@@ -45,10 +46,12 @@ pub fn stop(run: &Run<'_>) {
     let begun = Instant::now();
     let stop = Stop::new(run, begun);
     if let Err(error) = stop.all() {
+        stop.left.store(true, Ordering::Relaxed);
         run.report.error(&reason(&error));
     }
-    if let Err(error) = run.host.unmark() {
-        run.report.warn(&format!("{}: {error}", run.host.mark_file().display()));
+    // With the mark an init system tries again.
+    if !stop.left.load(Ordering::Relaxed) {
+        tell_of_mark(run.host.unmark(), run.host, run.report);
     }
     run.report.summary("stop", begun.elapsed());
 }
@@ -67,6 +70,8 @@ pub(super) struct Stop<'a> {
     outdated: Mutex<Vec<Consumed>>,
     /// Whether a guest may be about to come back: it has rebooted, or somebody else took it away.
     may_return: AtomicBool,
+    /// Set when a guest is left behind that was to be stopped.
+    left: AtomicBool,
     /// The guests that the monitor watches and does not bring back now.
     watched: Mutex<Vec<(Domid, uuid::Uuid)>>,
 }
@@ -189,6 +194,7 @@ impl<'a> Stop<'a> {
             moves: Places::new(run.settings.migrate_jobs.value),
             outdated: Mutex::default(),
             may_return: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             watched: Mutex::default(),
         }
     }
@@ -678,9 +684,7 @@ impl<'a> Stop<'a> {
         let begun = Instant::now();
         match self.run.toolstack.destroy(guest.domid) {
             Ok(()) => self.run.report.done(Action::CleanUp, name(guest), begun.elapsed()),
-            Err(error) => {
-                self.run.report.failed(Action::CleanUp, name(guest), begun.elapsed(), &reason(&error));
-            }
+            Err(error) => self.failed_to_end(Action::CleanUp, guest, begun, &reason(&error)),
         }
     }
 
@@ -689,8 +693,14 @@ impl<'a> Stop<'a> {
         let begun = Instant::now();
         match self.run.toolstack.destroy(guest.domid) {
             Ok(()) => self.run.report.done(Action::Destroy, name(guest), begun.elapsed()),
-            Err(error) => self.run.report.failed(Action::Destroy, name(guest), begun.elapsed(), &reason(&error)),
+            Err(error) => self.failed_to_end(Action::Destroy, guest, begun, &reason(&error)),
         }
+    }
+
+    /// Reports a guest that is left behind.
+    fn failed_to_end(&self, action: Action, guest: &Domain, begun: Instant, reason: &str) {
+        self.left.store(true, Ordering::Relaxed);
+        self.run.report.failed(action, name(guest), begun.elapsed(), reason);
     }
 
     /// SHUTDOWN_ALL: everything that still runs, selected or not.
@@ -765,7 +775,7 @@ impl<'a> Stop<'a> {
                 let what = if is_alive(guest) { "still running" } else { "SUSPENDED, neither running nor saved," };
                 let why = if self.is_told_to_end() { "told to end: " } else { "" };
                 let reason = format!("{why}it is {what} as domain {}", guest.domid);
-                self.run.report.failed(Action::Stop, name(guest), self.begun.elapsed(), &reason);
+                self.failed_to_end(Action::Stop, guest, self.begun, &reason);
             }
         }
     }
@@ -855,6 +865,25 @@ mod tests {
         assert_eq!(bench.start(), Exit::Done, "{}", bench.err());
         assert_eq!(bench.toolstack.left(), ["db Running", "mail Running", "web Running"]);
         assert!(bench.has_mark());
+        assert_eq!(bench.stop(), Exit::Done);
+        assert!(!bench.has_mark());
+    }
+
+    #[test]
+    fn a_stop_that_leaves_a_guest_behind_keeps_the_mark() {
+        let bench = with_settings("XENDOMAINS_SAVE=\n");
+        running(&bench, &["web"]);
+        bench.host.mark().expect("mark");
+        bench.toolstack.fault("shutdown web", Fault::Fails);
+        assert_eq!(bench.stop(), Exit::Failed);
+        assert!(bench.has_mark(), "{}", bench.err());
+        bench.toolstack.no_fault("shutdown web");
+        assert_eq!(bench.stop(), Exit::Done, "{}", bench.err());
+        assert!(!bench.has_mark());
+        // A guest that is not to be stopped is not left behind.
+        let bench = with_settings("XENDOMAINS_AUTO_ONLY=true\nXENDOMAINS_SHUTDOWN_ALL=\n");
+        running(&bench, &["web"]);
+        bench.host.mark().expect("mark");
         assert_eq!(bench.stop(), Exit::Done);
         assert!(!bench.has_mark());
     }

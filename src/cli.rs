@@ -67,7 +67,7 @@ pub enum Command {
     ///
     /// Keys of a guest's file that nobody knows, which `xl create` passes over in silence, are named with the known key
     /// that is most like them. Works on every machine; the files that a guest is booted from are only looked for on a
-    /// Xen host.
+    /// Xen host. Drop-ins for the unit that set time limits or commands are named too.
     Check(Check),
     /// Say that the saved images of these guests are their last state: the next start restores them.
     ///

@@ -73,6 +73,8 @@ pub struct Host {
     pub systemd_run: PathBuf,
     /// The unit that systemd stops by running this process.
     pub stopped_unit: Option<String>,
+    /// Where an admin's units are, and drop-ins for other units.
+    pub unit_dirs: Vec<PathBuf>,
     /// There while systemd is the init system; see sd_booted(3).
     pub systemd_dir: PathBuf,
     /// Whether the program may do anything at all.
@@ -107,6 +109,15 @@ impl Default for Host {
             systemctl: "systemctl".into(),
             systemd_run: "systemd-run".into(),
             stopped_unit: crate::systemd::stopped_unit(),
+            unit_dirs: [
+                "/etc/systemd/system",
+                "/etc/systemd/system.control",
+                "/run/systemd/system",
+                "/run/systemd/system.control",
+                "/usr/local/lib/systemd/system",
+            ]
+            .map(PathBuf::from)
+            .to_vec(),
             systemd_dir: "/run/systemd/system".into(),
             root: geteuid().is_root(),
         }
@@ -354,6 +365,7 @@ pub(crate) fn fake_dom0(dir: &Path) -> Host {
         systemctl: dir.join("systemctl"),
         systemd_run: dir.join("systemd-run"),
         stopped_unit: None,
+        unit_dirs: vec![dir.join("units"), dir.join("more-units")],
         systemd_dir: dir.join("systemd"),
         root: true,
     }

@@ -330,6 +330,7 @@ impl Program<'_> {
             Vec::new()
         });
         lifecycle::check(self.host, &settings, &xen_host, on_host, &domains, self.report);
+        lifecycle::warn_of_drop_ins(self.host, self.report);
         if settings.mistakes.is_empty() { Ok(self.report.exit()) } else { Ok(Exit::Settings) }
     }
 

@@ -5,6 +5,7 @@ mod accept;
 mod backends;
 mod check;
 mod directories;
+mod drop_ins;
 mod libvirt;
 mod longest;
 mod migrations;
@@ -41,6 +42,7 @@ use crate::toolstack::{self, AWAY, Domain, ShutdownReason, State, Toolstack};
 
 pub use accept::{accept, skip};
 pub use check::{check, check_guest};
+pub use drop_ins::warn_of_drop_ins;
 pub use plan::{plan_start, plan_stop};
 pub use start::{mark_if_needed, start};
 pub use status::{Overview, overview};

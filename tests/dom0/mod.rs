@@ -57,6 +57,7 @@ pub fn host(directory: &Path) -> Host {
         systemctl: at("systemctl"),
         systemd_run: at("systemd-run"),
         stopped_unit: None,
+        unit_dirs: vec![at("units")],
         systemd_dir: at("systemd"),
         root: true,
     }

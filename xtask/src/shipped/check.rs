@@ -150,15 +150,21 @@ fn takes_over_and_leaves(workspace: &Path) -> Result<()> {
 /// What Debian's xendomains is part of, and what asks the units.
 const DOM0: &str = "xen-utils-common,systemd-sysv,insserv,startpar";
 
-/// The admin has settings of their own, which stay what they are whatever happens.
+/// The admin has settings of their own, with a mistake, which stay what they are whatever happens.
 const TAKE_OVER: &str = r#"
 state() { for place in /etc /usr/lib/systemd /usr/share/xendomains /var/lib/dpkg/diversions /var/lib/xendomains; do
     [ ! -e $place ] || find $place -type f ! -name '*-old' ! -name ld.so.cache -exec md5sum {} +
     [ ! -e $place ] || find $place -type l -printf '%p -> %l\n'
 done | sort; }
-echo 'XENDOMAINS_SAVE=/srv/save' >>/etc/default/xendomains
+printf '%s\n' 'XENDOMAINS_SAVE=/srv/save' 'XENDOMAINS_STOP_MAXWAIT=300s' >>/etc/default/xendomains
+mkdir /etc/systemd/system/xendomains.service.d
+printf '%s\n' '[Service]' 'TimeoutStopSec=300' >/etc/systemd/system/xendomains.service.d/old.conf
 state >/tmp/before
-dpkg -i /root/ours.deb
+dpkg -i /root/ours.deb >/tmp/said 2>&1 || { cat /tmp/said; exit 1; }
+# What is wrong is shown, and the installation goes on.
+cat /tmp/said
+grep '^error: /etc/default/xendomains:.* 300 counts instead' /tmp/said
+grep '^warning: .*/old.conf:2: TimeoutStopSec=300' /tmp/said
 grep -q /srv/save /etc/default/xendomains
 [ "$(readlink /etc/init.d/xendomains)" = /usr/share/xendomains/init.d/xendomains ]
 /etc/init.d/xendomains status || [ $? = 3 ]

@@ -1,4 +1,4 @@
-//! Being asked to come to an end early: SIGTERM, SIGINT.
+//! Being asked to come to an end early: SIGTERM; SIGINT and SIGHUP too, unless whoever has started us ignores them.
 //!
 //! Every wait of the program ends when that happens, as if its limit had been reached: what is under way is ended
 //! through libxl's own abort, guests are left as they are after any failure, and what has been done is reported.

@@ -1053,7 +1053,11 @@ impl Ctx {
             let mut inner = locked(&self.inner);
             // What happens on the host is only heard of by who watches for it.
             let watches = inner.watches();
-            inner.watch_is_known |= watches;
+            if watches && !inner.watch_is_known {
+                inner.watch_is_known = true;
+                // What has happened between the last look and now has woken nobody.
+                poke(self.app_poller);
+            }
             std::iter::once(self.app_poller).chain(self.inotify.filter(|_| watches)).collect()
         };
         if let Some(sleep) = self.sleep() {

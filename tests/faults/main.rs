@@ -212,6 +212,8 @@ scenarios! {
     a_broken_restore_keeps_the_image_and_starts_nothing_over_it;
     a_slow_restore_is_not_given_up_and_one_that_stands_still_is:
         not over xl and xm, "how far a command is can't be seen, so it has no limit";
+    an_image_on_which_libxl_would_end_the_process_costs_only_its_own_guest:
+        not over xl and xm, "each guest has a process of its own to lose";
     a_creation_that_fails_leaves_no_half_made_domain;
     what_somebody_else_is_building_is_not_stopped_and_its_image_stays;
     a_build_that_failed_costs_nobody_else_a_domain;
@@ -446,6 +448,48 @@ fn a_slow_restore_is_not_given_up_and_one_that_stands_still_is() {
     assert_eq!((start.code, dom0.guests()), (1, vec![("web".to_owned(), true)]), "{}", start.said);
     assert!(start.said.contains("db: "), "{}", start.said);
     assert_eq!(dom0.images(), ["db"], "{}", start.said);
+}
+
+/// Gives an image another configuration, as if it had been damaged or made by somebody else.
+fn change_image(dom0: &Dom0, name: &str, change: impl Fn(&mut Value)) {
+    const LENGTHS: usize = 44;
+    const TEXT: usize = 52;
+    let path = dom0.save().join(name);
+    let image = fs::read(&path).expect("an image");
+    let word = |at: usize| u32::from_ne_bytes(image[at..at + 4].try_into().expect("four bytes"));
+    let end = LENGTHS + 4 + word(LENGTHS) as usize;
+    let text = &image[TEXT..TEXT + word(TEXT - 4) as usize - 1];
+    let mut config = serde_json::from_slice(text).expect("libxl's JSON");
+    change(&mut config);
+    let text = config.to_string();
+    let length = u32::try_from(text.len() + 1).expect("short");
+    let words = [length + 4, length].map(u32::to_ne_bytes).concat();
+    fs::write(&path, [&image[..LENGTHS], &words, text.as_bytes(), b"\0", &image[end..]].concat()).expect("a file");
+}
+
+fn an_image_on_which_libxl_would_end_the_process_costs_only_its_own_guest() {
+    let kinds: [(&str, fn(&mut Value)); 3] = [
+        ("/b_info/avail_vcpus/0", |config| config["b_info"]["avail_vcpus"] = json!([-100])),
+        ("/b_info/type.", |config| {
+            for kind in ["type.pv", "type.hvm"] {
+                config["b_info"][kind] = json!({});
+            }
+        }),
+        ("/disks/0/vdev", |config| config["disks"] = json!([{"format": "empty", "is_cdrom": 1}])),
+    ];
+    for (place, change) in kinds {
+        let dom0 = Dom0::new(json!([{"name": "web"}, {"name": "db"}, {"name": "mail"}]), "");
+        assert_eq!(dom0.run("stop").code, 0);
+        change_image(&dom0, "db", change);
+        let start = dom0.run("start");
+        assert_eq!(start.code, 1, "{place}: {}", start.said);
+        assert!(start.said.lines().any(|line| line.contains("db") && line.contains(place)), "{}", start.said);
+        let mut guests = dom0.guests();
+        guests.sort();
+        assert_eq!(guests, [("mail".to_owned(), true), ("web".to_owned(), true)], "{place}: {}", start.said);
+        assert_eq!(dom0.images(), ["db"], "{place}");
+        dom0.expect_sound();
+    }
 }
 
 fn a_creation_that_fails_leaves_no_half_made_domain() {

@@ -11,6 +11,8 @@ use crate::context::{Context, User, string};
 use crate::error::{Cause, Error, ErrorCode, Result};
 use crate::log::muted;
 
+mod fatal;
+
 /// A domain's configuration.
 ///
 /// It holds libxl's JSON, the same that `xl create -n` prints and that `xl save` puts into images. libxl's C
@@ -80,7 +82,9 @@ impl DomainConfig {
     /// with another value, and what still does not come back was ignored.
     ///
     /// # Errors
-    /// [`Cause::Libxl`] when libxl refuses the configuration, [`Cause::ConfigDropped`] with the ignored parts.
+    /// [`Cause::BadConfig`] when libxl would end the process on a value, with the place of that value as a JSON pointer;
+    /// [`Cause::Libxl`] when libxl refuses the configuration; [`Cause::ConfigDropped`] with the ignored parts, or the
+    /// first of many.
     ///
     /// Wraps `libxl_domain_config_from_json` and `libxl_domain_config_to_json`.
     #[doc(alias = "libxl_domain_config_from_json")]
@@ -92,6 +96,9 @@ impl DomainConfig {
 fn bad(why: &str) -> Error {
     Error::new("read domain configuration", None, Cause::BadConfig(why.to_owned()))
 }
+
+/// Ignored parts of a configuration that are named. For each libxl reads all of it again.
+const LISTED: usize = 20;
 
 /// libxl's structure, in a block that is larger than that of any release. It stays where it is.
 pub(crate) struct RawConfig {
@@ -124,6 +131,7 @@ impl RawConfig {
         let dropped: Vec<String> = missing
             .into_iter()
             .filter(|path| !understands(user, &config.json, path))
+            .take(LISTED)
             .map(|p| pointer(&p))
             .collect();
         if dropped.is_empty() {
@@ -133,8 +141,12 @@ impl RawConfig {
         }
     }
 
+    /// Has libxl read a configuration, if it does not end the process on it.
     fn parse(user: &User, json: &Value) -> Result<Self> {
-        let text = CString::new(json.to_string()).map_err(|_| bad("it contains a NUL byte"))?;
+        fatal::check(json, user.release()).map_err(|why| bad(&why))?;
+        let text = json.to_string();
+        fatal::check_length(&text).map_err(|why| bad(&why))?;
+        let text = CString::new(text).map_err(|_| bad("it contains a NUL byte"))?;
         let raw = Self::new(user);
         let lib = user.enter("read domain configuration", None)?;
         let mark = user.logger.mark();
@@ -255,7 +267,11 @@ fn understands(user: &User, json: &Value, path: &[Step]) -> bool {
         _ => return false,
     }
     let changed_leaf = leaf.clone();
-    let Ok(raw) = muted(|| RawConfig::parse(user, &changed)) else { return true };
+    let raw = match muted(|| RawConfig::parse(user, &changed)) {
+        Ok(raw) => raw,
+        // Refused by us, it says nothing about libxl.
+        Err(error) => return !matches!(error.cause(), Cause::BadConfig(_)),
+    };
     match raw.to_json() {
         Ok(seen) => match (&changed_leaf, at(&seen, path)) {
             (Value::Number(asked), Some(Value::Number(seen))) => same_number(asked, seen),

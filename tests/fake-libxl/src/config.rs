@@ -4,6 +4,8 @@
 //! callers never see the struct: they only pass it around and convert it.
 
 use crate::abi::MEMKB_DEFAULT;
+use crate::fatal;
+use crate::runtime::refuse;
 use serde_json::{Map, Value, json};
 
 /// The type of one configuration field.
@@ -377,6 +379,11 @@ pub struct Bad(pub String);
 /// What libxl would have in its struct after parsing `text` into a fresh one.
 pub fn parse(text: &str) -> Result<Value, Bad> {
     let value: Value = serde_json::from_str(text).map_err(|e| Bad(format!("not JSON: {e}")))?;
+    let value = fatal::as_c(&value);
+    if let Some(why) = fatal::reading(&value) {
+        refuse(&format!("a configuration that ends the process: {why}"));
+        return Err(Bad(why));
+    }
     let Some(object) = value.as_object() else {
         return Ok(json!({}));
     };

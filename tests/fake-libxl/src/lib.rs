@@ -4,6 +4,7 @@ mod abi;
 mod calls;
 mod config;
 mod exports;
+mod fatal;
 mod handle;
 mod runtime;
 mod script;

@@ -2,6 +2,7 @@
 
 use crate::abi::{self, AsyncopHow, Raw, error};
 use crate::config;
+use crate::fatal;
 use crate::runtime::{End, FAKE, Parts, enter, locked, operation, refuse, release, simple, world};
 use serde_json::{Value, json};
 use std::ffi::{c_char, c_int, c_void};
@@ -45,6 +46,13 @@ pub fn store(number: u64, value: Value, call: &str) {
     };
     if gone {
         refuse(&format!("{call}: the configuration was disposed of before the operation ended"));
+    }
+}
+
+/// Refuses a configuration that ends the process.
+pub fn expect_survival(why: Option<String>, call: &str) {
+    if let Some(why) = why {
+        refuse(&format!("{call} of a configuration that ends the process: {why}"));
     }
 }
 
@@ -94,7 +102,10 @@ pub extern "C" fn libxl_domain_config_to_json(ctx: *mut c_void, block: *mut c_vo
         return std::ptr::null_mut();
     };
     match read(block, "libxl_domain_config_to_json") {
-        Some((_, value)) => abi::c_string(&config::print(&value, release().minor)),
+        Some((_, value)) => {
+            expect_survival(fatal::writing(&value), "libxl_domain_config_to_json");
+            abi::c_string(&config::print(&value, release().minor))
+        }
         None => std::ptr::null_mut(),
     }
 }

@@ -3,6 +3,7 @@
 use super::config as blocks;
 use crate::abi::{self, AsyncopHow, AsyncprogressHow, INVALID_DOMID, MEMKB_DEFAULT, RestoreParams, error, reason};
 use crate::config;
+use crate::fatal;
 use crate::runtime::{Ctx, End, Io, Parts, operation, refuse, simple, world};
 use crate::script::{Complete, Point, Rule};
 use crate::stream;
@@ -130,6 +131,7 @@ fn create(ctx: *mut c_void, making: Making) -> c_int {
     let Some((number, value)) = blocks::read(block, call) else {
         return error::INVAL;
     };
+    blocks::expect_survival(fatal::creating(&value), call);
     let name = text_of(&value, "c_info", "name");
     let args = json!({"config": value, "fd": restore_fd});
     // SAFETY: NULL or the caller's struct, which is copied.

@@ -3,6 +3,7 @@
 use super::config as blocks;
 use crate::abi::{self, ChildHooks, ERROR_NAMES, INVALID_DOMID, Raw, error, event};
 use crate::config;
+use crate::fatal;
 use crate::runtime::{self, Ctx, enter, locked, refuse, release, simple, world};
 use serde_json::{Value, json};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
@@ -264,6 +265,7 @@ pub extern "C" fn libxl_domain_need_memory(
     let Some((number, mut value)) = blocks::read(block, call) else {
         return error::INVAL;
     };
+    blocks::expect_survival(fatal::filling_in(&value), call);
     simple(ctx, call, None, json!({}), true, |_| {
         let kb = config::get(&value, "b_info", "target_memkb")
             .or_else(|| config::get(&value, "b_info", "max_memkb"))

@@ -1,23 +1,48 @@
-//! Fuzzing everything that parses: `tests/fuzz`, built with libFuzzer's instrumentation.
+//! Fuzzing everything that parses, and what we give to the real libxl: `tests/fuzz`, built with libFuzzer's
+//! instrumentation.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::lab::Release;
 use crate::program::cargo;
+use crate::real_libxl::RealLibxl;
 use crate::{exec, packages, progress};
 
-/// The targets, each with the directories that hold its seeds.
-const TARGETS: &[(&str, &[&str])] = &[
-    ("settings", &["tests/fuzz/seeds/settings"]),
-    ("xl-cfg", &["tests/configs"]),
-    ("disk", &["tests/fuzz/seeds/disk"]),
-    ("devices", &["tests/fuzz/seeds/devices"]),
-    ("image", &["tests/fuzz/seeds/image"]),
-    ("sxp", &["tests/stand-ins/samples"]),
+/// A target.
+struct Target {
+    /// Its name.
+    name: &'static str,
+    /// The program, without its `fuzz-`.
+    program: &'static str,
+    /// The directories that hold its seeds.
+    seeds: &'static [&'static str],
+    /// The release with whose libxl it runs.
+    libxl: Option<Release>,
+}
+
+const fn parser(name: &'static str, seeds: &'static [&'static str]) -> Target {
+    Target { name, program: name, seeds, libxl: None }
+}
+
+const fn configuration(name: &'static str, release: Release) -> Target {
+    let seeds = &["tests/configs/accepted", "tests/fuzz/seeds/configuration"];
+    Target { name, program: "configuration", seeds, libxl: Some(release) }
+}
+
+const TARGETS: &[Target] = &[
+    parser("settings", &["tests/fuzz/seeds/settings"]),
+    parser("xl-cfg", &["tests/configs"]),
+    parser("disk", &["tests/fuzz/seeds/disk"]),
+    parser("devices", &["tests/fuzz/seeds/devices"]),
+    parser("image", &["tests/fuzz/seeds/image"]),
+    parser("sxp", &["tests/stand-ins/samples"]),
+    configuration("configuration-4.17", Release::V4_17),
+    configuration("configuration-4.20", Release::V4_20),
 ];
 
 /// Targets at work at the same time.
@@ -36,15 +61,20 @@ const INSTRUMENTATION: &[&str] = &[
     "-Coverflow-checks=on",
 ];
 
-/// Fuzzes each target for this many seconds. Returns how many held, and how many did not.
+/// Fuzzes each target, or the one of this name, for this many seconds. Returns how many held, and how many did not.
 ///
 /// # Errors
-/// They can't be built.
-pub fn run(workspace: &Path, seconds: u32) -> Result<(usize, usize)> {
+/// They can't be built, or none has this name.
+pub fn run(workspace: &Path, seconds: u32, only: Option<&str>) -> Result<(usize, usize)> {
+    let targets: Vec<_> = TARGETS.iter().filter(|target| only.is_none_or(|name| name == target.name)).collect();
+    if targets.is_empty() {
+        let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+        bail!("the targets are {}", names.join(", "));
+    }
     packages::need(&[("c++", "g++")], &workspace.join("target/lab/logs/install.log"))?;
     let directory = workspace.join("target/fuzz");
     let programs = build(workspace, &directory)?;
-    let waiting = Mutex::new(TARGETS.iter());
+    let waiting = Mutex::new(targets.iter());
     let (passed, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..JOBS {
@@ -52,8 +82,9 @@ pub fn run(workspace: &Path, seconds: u32) -> Result<(usize, usize)> {
                 loop {
                     // The guard is gone before the target runs.
                     let next = waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-                    let Some((name, seeds)) = next else { return };
-                    let outcome = fuzz(workspace, &directory, &programs, name, seeds, seconds);
+                    let Some(target) = next else { return };
+                    let outcome = fuzz(workspace, &directory, &programs, target, seconds);
+                    let name = target.name;
                     let counter = if outcome.is_ok() { &passed } else { &failed };
                     counter.fetch_add(1, Ordering::Relaxed);
                     match outcome {
@@ -86,23 +117,29 @@ fn build(workspace: &Path, directory: &Path) -> Result<PathBuf> {
 }
 
 /// Runs one target; gives libFuzzer's own last words.
-fn fuzz(
-    workspace: &Path,
-    directory: &Path,
-    programs: &Path,
-    name: &str,
-    seeds: &[&str],
-    seconds: u32,
-) -> Result<String> {
+fn fuzz(workspace: &Path, directory: &Path, programs: &Path, target: &Target, seconds: u32) -> Result<String> {
+    let name = target.name;
     let corpus = directory.join("corpus").join(name);
     std::fs::create_dir_all(&corpus).with_context(|| format!("make {}", corpus.display()))?;
     let log = workspace.join(format!("target/lab/logs/fuzz-{name}.log"));
+    let program = programs.join(format!("fuzz-{}", target.program));
+    let mut command = match target.libxl {
+        None => Command::new(program),
+        Some(release) => {
+            let mut command = RealLibxl::ready(workspace, release, directory, 0)?.command(&program)?;
+            // What is freed is given back at once, so that what is not can be counted.
+            command.env("RELEASE", release.to_string()).env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
+            // As long as a configuration with everything. libxl reads each again for every part that it seems to ignore.
+            command.arg("-max_len=16384");
+            command
+        }
+    };
     exec::logged(
-        Command::new(programs.join(format!("fuzz-{name}")))
+        command
             .current_dir(workspace)
             .args([
                 format!("-max_total_time={seconds}"),
-                "-timeout=5".to_owned(),
+                format!("-timeout={}", if target.libxl.is_some() { 30 } else { 5 }),
                 "-rss_limit_mb=512".to_owned(),
                 "-malloc_limit_mb=64".to_owned(),
                 "-print_final_stats=1".to_owned(),
@@ -110,7 +147,7 @@ fn fuzz(
                 format!("-artifact_prefix={}/{name}-", directory.display()),
             ])
             .arg(&corpus)
-            .args(seeds),
+            .args(target.seeds),
         &log,
     )?;
     let said = std::fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;

@@ -11,5 +11,6 @@ pub mod lab;
 pub mod packages;
 pub mod program;
 pub mod progress;
+pub mod real_libxl;
 pub mod shipped;
 pub mod test;

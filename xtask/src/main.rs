@@ -29,6 +29,9 @@ enum Task {
         /// For so long each
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+        /// Only this one
+        #[arg(long, value_name = "NAME")]
+        target: Option<String>,
     },
     /// Build what a distribution ships, without network, under target/packages
     Package {
@@ -169,9 +172,9 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Lab(task) => lab(task),
         Task::Demo => workspace().and_then(|root| xtask::demo::run(&root)).map(|()| ExitCode::SUCCESS),
-        Task::Fuzz { seconds } => {
-            workspace().and_then(|root| xtask::fuzz::run(&root, seconds)).map(|(_, failed)| verdict(failed == 0))
-        }
+        Task::Fuzz { seconds, target } => workspace()
+            .and_then(|root| xtask::fuzz::run(&root, seconds, target.as_deref()))
+            .map(|(_, failed)| verdict(failed == 0)),
         Task::Bench { guests, rounds, without_scripts } => {
             workspace().and_then(|root| xtask::test::bench(&root, &guests, rounds, !without_scripts)).map(verdict)
         }

@@ -260,7 +260,7 @@ fn xl(workspace: &Path) -> Result<Count> {
 
 /// Each parser for half a minute.
 fn fuzz(workspace: &Path) -> Result<Count> {
-    let (passed, failed) = crate::fuzz::run(workspace, 30)?;
+    let (passed, failed) = crate::fuzz::run(workspace, 30, None)?;
     Ok(Count { passed, failed })
 }
 

@@ -4,6 +4,8 @@
 //! instrumentation (which stable Rust can do) and runs each for a minute. A target fails on a panic, on an input that
 //! takes more than a few seconds, on too much memory, and where an answer contradicts itself.
 
+pub mod json;
+
 use std::path::Path;
 
 use xendomains::guest_config::{Error, GuestConfig, KNOWN, XenHost};

@@ -1,6 +1,7 @@
 /*
- * Stands in for the hypervisor and xenstored, so that `xl create -n FILE` works on any machine: reading a guest's
- * file needs libxl's context, and of the hypervisor only its version and its CPUs.
+ * Stands in for the hypervisor and xenstored, so that libxl's reading of configurations works on any machine, and with
+ * it `xl create -n FILE`: that needs libxl's context, and of the hypervisor only its version, its CPUs, what it is
+ * capable of and that there are no other domains.
  *
  * It is compiled against the headers of the release whose xl it is for, so that the compiler compares every
  * function here with its declaration there, and loaded in front of that xl's libraries (LD_PRELOAD). The functions of
@@ -9,6 +10,7 @@
  * -D XEN_MINOR=17     the hypervisor is Xen 4.17
  * -D CPUS=8           it has these CPUs,
  * -D NODES=2          in equal parts on these NUMA nodes
+ * -D LIMIT_SECONDS=20 the program is ended after these seconds; 0 is no limit
  *
  * XL_CONF in the environment names the file to read for /etc/xen/xl.conf; without it there is none.
  * With XL_KEYS in the environment, every key that xl asks a configuration for is said on standard error:
@@ -28,9 +30,6 @@
 #include <libxlutil.h>
 #include <xenctrl.h>
 #include <xenstore.h>
-
-/* No file takes xl that long: what does is an endless loop. */
-#define LIMIT_SECONDS 20
 
 /* What the handles of the replaced libraries point to. Nobody looks inside. */
 static char handle;
@@ -64,6 +63,8 @@ int xc_physinfo(xc_interface *xch, xc_physinfo_t *info)
     info->max_cpu_id = CPUS - 1;
     info->nr_nodes = NODES;
     info->max_node_id = NODES - 1;
+    info->capabilities = XEN_SYSCTL_PHYSCAP_hvm | XEN_SYSCTL_PHYSCAP_pv | XEN_SYSCTL_PHYSCAP_hap |
+                         XEN_SYSCTL_PHYSCAP_shadow | XEN_SYSCTL_PHYSCAP_directio;
     return 0;
 }
 
@@ -99,6 +100,28 @@ int xc_numainfo(xc_interface *xch, unsigned *max_nodes, xc_meminfo_t *meminfo, u
         distance[i] = i / NODES == i % NODES ? 10 : 20;
     *max_nodes = NODES;
     return 0;
+}
+
+/* No pool has a name but that of number 0. */
+xc_cpupoolinfo_t *xc_cpupool_getinfo(xc_interface *xch, uint32_t poolid)
+{
+    (void)xch, (void)poolid;
+    errno = ENOENT;
+    return NULL;
+}
+
+int xc_domain_getinfolist(xc_interface *xch, uint32_t first_domain, unsigned max_domains, xc_domaininfo_t *info)
+{
+    (void)xch, (void)first_domain, (void)max_domains, (void)info;
+    return 0;
+}
+
+/* As a hypervisor without XSM. */
+int xc_flask_context_to_sid(xc_interface *xch, char *buf, uint32_t size, uint32_t *sid)
+{
+    (void)xch, (void)buf, (void)size, (void)sid;
+    errno = ENOSYS;
+    return -1;
 }
 
 long xc_sharing_freed_pages(xc_interface *xch)
@@ -201,6 +224,18 @@ void xs_close(struct xs_handle *xsh)
 void xs_daemon_close(struct xs_handle *xsh)
 {
     (void)xsh;
+}
+
+void *xs_read(struct xs_handle *h, xs_transaction_t t, const char *path, unsigned *len)
+{
+    (void)h, (void)t;
+    if (strcmp(path, "/local/pool/0/name")) {
+        errno = ENOENT;
+        return NULL;
+    }
+    if (len)
+        *len = strlen("Pool-0");
+    return strdup("Pool-0");
 }
 
 /* libxl: xl reads files with it, xl.conf and the guest's. */

@@ -2,32 +2,24 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xendomains::guest_config::{Cpus, GuestConfig, XenHost, XlConf};
 use xl_differential::answer::Answer;
 use xtask::lab::Release;
-use xtask::{exec, packages};
+use xtask::real_libxl::{CPUS, NODES, RealLibxl};
 
-/// The CPUs of the hypervisor that is stood in for.
-const CPUS: u32 = 8;
-
-/// Its NUMA nodes, which have equal parts of them.
-const NODES: u32 = 2;
-
-const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/stand_in.c");
-
-/// Where a release's packages may have their libraries.
-const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+/// xl is ended after these seconds. No file takes it that long: what does is an endless loop.
+const LIMIT: u32 = 20;
 
 /// The xl of a release.
 pub struct Xl {
     /// The release.
     pub release: Release,
-    root: PathBuf,
-    stand_in: PathBuf,
+    libxl: RealLibxl,
+    program: PathBuf,
 }
 
 /// A key that xl has asked a configuration for.
@@ -44,50 +36,15 @@ pub struct Question {
 impl Xl {
     /// Unpacks the release's packages, and builds what stands in for the hypervisor into `directory`.
     pub fn ready(workspace: &Path, release: Release, directory: &Path) -> Result<Self> {
-        let root = packages::xen(workspace, release)?;
-        let stand_in = directory.join(format!("stand-in-{release}.so"));
-        let xl = Self { release, root, stand_in };
-        // A function that the release does not declare would be one that its xl never calls. And linked without the
-        // machine's own libraries, of which newer ones may have symbols that the release lacks.
-        exec::output(
-            Command::new("cc")
-                .args(["-shared", "-fPIC", "-O", "-std=gnu11", "-Werror=missing-prototypes"])
-                .arg(format!("-DXEN_MINOR={}", release.minor()))
-                .arg(format!("-DCPUS={CPUS}"))
-                .arg(format!("-DNODES={NODES}"))
-                .arg("-isystem")
-                .arg(xl.root.join("usr/include"))
-                .args(["-nostdlib", STAND_IN, "-o"])
-                .arg(&xl.stand_in)
-                .arg(xl.library("libdl.so.2")?)
-                .arg(xl.library("libc.so.6")?),
-        )
-        .context("compile what stands in for the hypervisor")?;
-        Ok(xl)
-    }
-
-    fn library(&self, name: &str) -> Result<PathBuf> {
-        let mut places = LIBRARIES.iter().map(|directory| self.root.join(directory).join(name));
-        places
-            .find(|path| path.exists())
-            .with_context(|| format!("the packages of {} have no {name}", self.release))
+        let libxl = RealLibxl::ready(workspace, release, directory, LIMIT)?;
+        let program = libxl.root.join(format!("usr/lib/xen-{release}/bin/xl"));
+        Ok(Self { release, libxl, program })
     }
 
     /// Has xl read a guest's file. The questions are those that it asked on the way, if they are wanted.
     pub fn read(&self, file: &Path, xl_conf: Option<&Path>, questions: bool) -> Result<(Answer, Vec<Question>)> {
-        // By the loader and the C library of the release, which may be newer than this machine's.
-        let mut command = Command::new(self.library("ld-linux-x86-64.so.2")?);
-        let libraries: Vec<_> = LIBRARIES.iter().map(|directory| self.root.join(directory)).collect();
-        command
-            .env_clear()
-            .arg("--library-path")
-            .arg(std::env::join_paths(libraries).context("the path of libraries")?)
-            .arg("--preload")
-            .arg(&self.stand_in)
-            .arg(self.root.join(format!("usr/lib/xen-{}/bin/xl", self.release)))
-            .args(["create", "-q", "-n"])
-            .arg(file)
-            .stdin(Stdio::null());
+        let mut command = self.libxl.command(&self.program)?;
+        command.env_clear().args(["create", "-q", "-n"]).arg(file).stdin(Stdio::null());
         command.envs(xl_conf.map(|path| ("XL_CONF", path)));
         if questions {
             command.env("XL_KEYS", "1");

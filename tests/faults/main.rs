@@ -468,7 +468,8 @@ fn change_image(dom0: &Dom0, name: &str, change: impl Fn(&mut Value)) {
 }
 
 fn an_image_on_which_libxl_would_end_the_process_costs_only_its_own_guest() {
-    let kinds: [(&str, fn(&mut Value)); 3] = [
+    type Damage = fn(&mut Value);
+    let kinds: [(&str, Damage); 3] = [
         ("/b_info/avail_vcpus/0", |config| config["b_info"]["avail_vcpus"] = json!([-100])),
         ("/b_info/type.", |config| {
             for kind in ["type.pv", "type.hvm"] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::directories::auto_guests;
 use super::order::{Key, levels};
 use super::status::duration;
-use super::stop::{Chain, RETURNS, step_limit};
+use super::stop::{Chain, RETURNS, shared, step_limit};
 use super::unsavable::obstacle;
 use super::watching::RESTARTS;
 use super::{Identity, Run};
@@ -80,6 +80,7 @@ fn chain_time(settings: &Settings, level: &[Member], beyond: Duration) -> Option
     let (mut moves, mut saves) = (Vec::new(), Vec::new());
     let mut shutdown = Duration::ZERO;
     let mut sysrq = Duration::ZERO;
+    let beside = level.iter().filter(|guest| guest.selected).count();
     for guest in level.iter().filter(|guest| guest.selected) {
         let chain = Chain::new(settings, &guest.wish, guest.obstacle);
         if chain.at_once {
@@ -90,10 +91,10 @@ fn chain_time(settings: &Settings, level: &[Member], beyond: Duration) -> Option
         let limit = step_limit(settings, &guest.wish);
         if chain.migrate {
             // The other host has to answer, too.
-            moves.push(limit? + beyond + ANSWER);
+            moves.push(shared(limit, settings.migrate_jobs.value, beside)? + beyond + ANSWER);
         }
         if chain.save {
-            saves.push(limit? + beyond);
+            saves.push(shared(limit, settings.save_jobs.value, beside)? + beyond);
         }
         if chain.shutdown.is_some_and(|options| options.wait) {
             shutdown = shutdown.max(limit?);
@@ -187,9 +188,10 @@ mod tests {
             ("XENDOMAINS_MONITOR=true\n", &[2], true, Some(10 + returns)),
             ("", &[2, 1], false, Some(20 + returns)),
             ("XENDOMAINS_SYSRQ='s u'\nXENDOMAINS_USLEEP=2000000\n", &[2, 1], false, Some(28 + returns)),
-            ("XENDOMAINS_SAVE=/s\n", &[2], false, Some(10 + 120 + 10 + returns)),
-            ("XENDOMAINS_SAVE=/s\n", &[2], true, Some(10 + 330 + 10 + returns)),
-            ("XENDOMAINS_SAVE=/s\n", &[3], false, Some(2 * (10 + 120) + 10 + returns)),
+            ("XENDOMAINS_SAVE=/s\n", &[1], false, Some(10 + 120 + 10 + returns)),
+            ("XENDOMAINS_SAVE=/s\n", &[2], false, Some(20 + 120 + 10 + returns)),
+            ("XENDOMAINS_SAVE=/s\n", &[2], true, Some(20 + 330 + 10 + returns)),
+            ("XENDOMAINS_SAVE=/s\n", &[3], false, Some(2 * (20 + 120) + 10 + returns)),
             ("XENDOMAINS_MIGRATE=far\n", &[1], false, Some(10 + 180 + 10 + returns)),
             ("XENDOMAINS_SHUTDOWN_ALL='--all --wait'\n", &[1], false, Some(20 + 2 * returns)),
             ("XENDOMAINS_SHUTDOWN=--halt\n", &[1], false, Some(returns)),
@@ -210,13 +212,13 @@ mod tests {
                 "",
                 3,
                 "30min",
-                Some("a stop of all guests (3) can take 0:41:18, and systemd forces a shutdown after 0:30:00"),
+                Some("a stop of all guests (3) can take 0:51:18, and systemd forces a shutdown after 0:30:00"),
             ),
             (
                 "",
                 3,
                 "30min",
-                Some("XENDOMAINS_STOP_TIMEOUT=1560, or put the lines [Unit] and JobTimeoutSec=2538 into"),
+                Some("XENDOMAINS_STOP_TIMEOUT=1560, or put the lines [Unit] and JobTimeoutSec=3138 into"),
             ),
             ("", 3, "1h", None),
             ("", 3, "infinity", None),

@@ -10,7 +10,7 @@ use super::longest::{Member, longest_stop};
 use super::order;
 use super::start::{Job, planned};
 use super::status::duration;
-use super::stop::{self, Chain, Stop, step_limit};
+use super::stop::{self, Chain, Stop, shared, step_limit};
 use super::{Run, is_alive, is_finished, name};
 use crate::guest_config::PerGuest;
 use crate::image::SaveDirectory;
@@ -152,10 +152,11 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
     let mut levels = Vec::new();
     let mut members = Vec::new();
     for level in order.into_iter().rev() {
+        let beside = level.guests.iter().filter(|guest| chosen(guest.domain)).count();
         let planned: Vec<_> = level
             .guests
             .iter()
-            .map(|guest| of_domain(run, &stop, guest, chosen(guest.domain), migrates))
+            .map(|guest| of_domain(run, &stop, guest, chosen(guest.domain), migrates, beside))
             .filter(|guest| !guest.steps.is_empty())
             .collect();
         if planned.is_empty() {
@@ -183,16 +184,23 @@ pub fn plan_stop(run: &Run<'_>) -> Result<Plan, Error> {
 }
 
 /// Describes what is done with a guest. One that is not selected is only met by SHUTDOWN_ALL.
-fn of_domain(run: &Run<'_>, stop: &Stop<'_>, guest: &stop::Guest<'_>, selected: bool, migrates: bool) -> Guest {
+fn of_domain(
+    run: &Run<'_>,
+    stop: &Stop<'_>,
+    guest: &stop::Guest<'_>,
+    selected: bool,
+    migrates: bool,
+    beside: usize,
+) -> Guest {
     let stop::Guest { domain, obstacle } = *guest;
     let wish = stop.wish(domain);
     let chain = Chain::new(run.settings, &wish, obstacle);
     let not_saved = chain.obstacle.filter(|_| selected && is_alive(domain) && !chain.at_once);
-    let steps = steps(run, &wish, &chain, domain, selected, migrates);
+    let steps = steps(run, &wish, &chain, domain, selected, migrates, beside);
     Guest { name: name(domain).to_owned(), id: Some(domain.domid), steps, not_saved }
 }
 
-/// Lists the steps for a guest. `migrates`: guests can be migrated.
+/// Lists the steps for a guest. `migrates`: guests can be migrated. `beside`: so many are stopped side by side.
 fn steps(
     run: &Run<'_>,
     wish: &PerGuest,
@@ -200,6 +208,7 @@ fn steps(
     guest: &Domain,
     selected: bool,
     migrates: bool,
+    beside: usize,
 ) -> Vec<Step> {
     let settings = run.settings;
     let limit = step_limit(settings, wish);
@@ -219,10 +228,13 @@ fn steps(
             steps.push(Step::new("sysrq"));
         }
         if let Some(migrate) = settings.migrate.value.as_ref().filter(|_| chain.migrate && migrates) {
-            steps.push(Step { to: Some(migrate.targets.clone()), ..Step::within("migrate", limit) });
+            steps.push(Step {
+                to: Some(migrate.targets.clone()),
+                ..Step::within("migrate", shared(limit, settings.migrate_jobs.value, beside))
+            });
         }
         if chain.save {
-            steps.push(Step::within("save", limit));
+            steps.push(Step::within("save", shared(limit, settings.save_jobs.value, beside)));
         }
         steps.extend(chain.shutdown.map(shutdown));
     }

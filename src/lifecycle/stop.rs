@@ -1,6 +1,7 @@
 //! stop: migrate the guests, save them, or shut them down.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -128,6 +129,13 @@ pub(super) fn step_limit(settings: &Settings, wish: &PerGuest) -> Option<Duratio
     }
 }
 
+/// The limit of a step that `guests` take, at most `jobs` of them at once. They share a disk or a network, so that each
+/// gets as much time as it would have one after the other.
+pub(super) fn shared(limit: Option<Duration>, jobs: NonZeroUsize, guests: usize) -> Option<Duration> {
+    let at_once = u32::try_from(jobs.get().min(guests.max(1))).unwrap_or(u32::MAX);
+    limit.map(|limit| limit.saturating_mul(at_once))
+}
+
 /// Where guests can go.
 struct Ways<'a> {
     /// To another host.
@@ -153,6 +161,8 @@ struct Task<'a> {
     wish: PerGuest,
     /// The end of the time for this step of the stop.
     deadline: Option<Instant>,
+    /// Number of guests that are stopped side by side, with this one.
+    beside: usize,
 }
 
 /// The guests of the AUTO directory, and where each is among them.
@@ -378,8 +388,9 @@ impl<'a> Stop<'a> {
             }
             let later = later + u32::try_from(levels.len()).unwrap_or(u32::MAX);
             let deadline = deadline.map(|deadline| share(deadline, later));
+            let beside = level.guests.len();
             all_at_once(level.guests, |guest| {
-                self.stop_guest(&self.task(guest, deadline), ways);
+                self.stop_guest(&self.task(guest, deadline, beside), ways);
             });
         }
     }
@@ -400,9 +411,9 @@ impl<'a> Stop<'a> {
         levels(guests.iter().zip(&configurations).zip(services).map(placed))
     }
 
-    fn task<'g>(&self, guest: Guest<'g>, deadline: Option<Instant>) -> Task<'g> {
+    fn task<'g>(&self, guest: Guest<'g>, deadline: Option<Instant>, beside: usize) -> Task<'g> {
         let Guest { domain, obstacle } = guest;
-        Task { guest: domain, obstacle, wish: self.wish(domain), deadline }
+        Task { guest: domain, obstacle, wish: self.wish(domain), deadline, beside }
     }
 
     /// The guests' configurations. Whoever made a domain without libxl has none for it; nothing is known of it then.
@@ -517,8 +528,9 @@ impl<'a> Stop<'a> {
         };
         let Run { toolstack, report, interrupt, .. } = *self.run;
         let with = With { toolstack, report, interrupt };
-        let _work = report.work(Action::Migrate, name(guest), self.limit(&task.wish, deadline));
-        match migration.migrate(guest, &known, with, self.limit(&task.wish, deadline)) {
+        let limit = self.shared_limit(task, self.run.settings.migrate_jobs.value, deadline);
+        let _work = report.work(Action::Migrate, name(guest), limit);
+        match migration.migrate(guest, &known, with, limit) {
             Outcome::Moved { target, remains } => {
                 report.note(&format!("{}: runs on {target} now", name(guest)));
                 report.done(Action::Migrate, name(guest), begun.elapsed());
@@ -561,8 +573,9 @@ impl<'a> Stop<'a> {
         let deadline = task.deadline.map(|deadline| share(deadline, later));
         let Some(_place) = self.place(&self.saves, Action::Save, guest, deadline) else { return Then::NextStep };
         let begun = Instant::now();
-        let _work = self.run.report.work(Action::Save, name(guest), self.limit(&task.wish, deadline));
-        match self.try_to_save(guest, directory, self.limit(&task.wish, deadline)) {
+        let limit = self.shared_limit(task, self.run.settings.save_jobs.value, deadline);
+        let _work = self.run.report.work(Action::Save, name(guest), limit);
+        match self.try_to_save(guest, directory, limit) {
             Ok(()) => {
                 self.run.report.done(Action::Save, name(guest), begun.elapsed());
                 Then::Nothing
@@ -709,10 +722,11 @@ impl<'a> Stop<'a> {
         while let Some(level) = levels.pop() {
             let later = u32::try_from(levels.len()).unwrap_or(u32::MAX);
             let deadline = deadline.map(|deadline| share(deadline, later));
+            let beside = level.guests.len();
             all_at_once(level.guests, |guest| {
                 if !self.is_told_to_end() {
                     self.wake(guest.domain);
-                    self.shut_down(&self.task(guest, deadline), options);
+                    self.shut_down(&self.task(guest, deadline, beside), options);
                 }
             });
         }
@@ -782,7 +796,15 @@ impl<'a> Stop<'a> {
 
     /// The end of a step that begins now: by the guest's own limit or that of the settings, and by the deadline.
     fn limit(&self, wish: &PerGuest, deadline: Option<Instant>) -> Option<Instant> {
-        let step = step_limit(self.run.settings, wish);
+        Self::end(step_limit(self.run.settings, wish), deadline)
+    }
+
+    /// The same for a step of which the guest has its share only.
+    fn shared_limit(&self, task: &Task<'_>, jobs: NonZeroUsize, deadline: Option<Instant>) -> Option<Instant> {
+        Self::end(shared(step_limit(self.run.settings, &task.wish), jobs, task.beside), deadline)
+    }
+
+    fn end(step: Option<Duration>, deadline: Option<Instant>) -> Option<Instant> {
         let step = step.and_then(|limit| Instant::now().checked_add(limit));
         [step, deadline].into_iter().flatten().min()
     }
@@ -1142,15 +1164,17 @@ mod tests {
 
     #[test]
     fn every_step_has_its_limit_and_leaves_time_to_what_comes_after_it() {
-        // The limits of save and shutdown; SHUTDOWN_ALL comes after both.
+        // The limits of save, of which two are done at once, and of shutdown; SHUTDOWN_ALL comes after both.
         for (settings, save, shutdown) in [
-            ("", Some(300), Some(300)),
-            ("XENDOMAINS_STOP_MAXWAIT=7\n", Some(7), Some(7)),
+            ("", Some(600), Some(300)),
+            ("XENDOMAINS_SAVE_JOBS=1\n", Some(300), Some(300)),
+            ("XENDOMAINS_SAVE_JOBS=9\n", Some(900), Some(300)),
+            ("XENDOMAINS_STOP_MAXWAIT=7\n", Some(14), Some(7)),
             ("XENDOMAINS_STOP_MAXWAIT=0\n", None, None),
             ("XENDOMAINS_STOP_TIMEOUT=400\n", Some(280), Some(300)),
             ("XENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_STOP_TIMEOUT=400\n", Some(280), Some(340)),
             ("XENDOMAINS_STOP_MAXWAIT=0\nXENDOMAINS_STOP_TIMEOUT=40\n", Some(10), Some(20)),
-            ("XENDOMAINS_STOP_MAXWAIT=3\nXENDOMAINS_STOP_TIMEOUT=400\n", Some(3), Some(3)),
+            ("XENDOMAINS_STOP_MAXWAIT=3\nXENDOMAINS_STOP_TIMEOUT=400\n", Some(6), Some(3)),
         ] {
             let mut bench = with_settings(settings);
             wishes(&mut bench, "quick", "'stop_timeout=9'");
@@ -1163,7 +1187,15 @@ mod tests {
                 assert_eq!(rounded, expected, "{settings} {call}: {limit:?}");
             }
             let quick = bench.toolstack.limit("save quick").expect("limited").as_secs_f64().ceil() as u64;
-            assert_eq!(quick, 9, "{settings}");
+            let at_once = if settings.contains("JOBS=1") {
+                1
+            } else if settings.contains("JOBS=9") {
+                3
+            } else {
+                2
+            };
+            let share = if settings.contains("TIMEOUT=40\n") { 10 } else { 9 * at_once };
+            assert_eq!(quick, share, "{settings}");
         }
     }
 

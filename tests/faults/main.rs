@@ -210,6 +210,8 @@ scenarios! {
     a_guest_whose_device_model_is_dead_is_not_suspended:
         not over xl and xm, "a command asks for the configuration when it saves, out of sight";
     a_broken_restore_keeps_the_image_and_starts_nothing_over_it;
+    guests_that_are_saved_at_once_have_the_time_that_they_had_one_after_the_other:
+        not over xm, "xend goes on with a save when nobody waits for it any more";
     a_slow_restore_is_not_given_up_and_one_that_stands_still_is:
         not over xl and xm, "how far a command is can't be seen, so it has no limit";
     an_image_on_which_libxl_would_end_the_process_costs_only_its_own_guest:
@@ -430,6 +432,19 @@ fn a_broken_restore_keeps_the_image_and_starts_nothing_over_it() {
         assert_eq!(dom0.guests().len(), 2);
         assert_eq!(dom0.images(), [""; 0]);
         dom0.expect_sound();
+    }
+}
+
+fn guests_that_are_saved_at_once_have_the_time_that_they_had_one_after_the_other() {
+    // A save takes longer than the limit, as it does on a disk that two share, and less than twice as long.
+    let limit = 4;
+    for (guests, saved) in [(&["web", "db"][..], true), (&["web"], false)] {
+        let domains: Vec<_> = guests.iter().map(|name| json!({"name": name})).collect();
+        let dom0 = Dom0::new(json!(domains), &format!("XENDOMAINS_STOP_MAXWAIT={limit}\n"));
+        dom0.control.script(json!({"call": "libxl_domain_suspend", "delay_ms": limit * 1400}));
+        let stop = dom0.run("stop");
+        assert_eq!(dom0.guests(), [], "{}", stop.said);
+        assert_eq!((stop.code, dom0.images().len()), if saved { (0, 2) } else { (1, 0) }, "{}", stop.said);
     }
 }
 

@@ -30,8 +30,9 @@ const SUFFIX: &str = ".guest";
 /// The file whose time says when a start has passed over all images.
 const SKIPPED: &str = "start-skipped";
 
-/// What was written so lately is not written again for the same run of a guest.
-const FRESH: Duration = Duration::from_secs(600);
+/// What was written so lately is not written again for the same run of a guest: each time costs a write to the disk. A clock
+/// that was wrong is noticed by then.
+const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A guest's file.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -81,7 +81,9 @@ impl Worker<'_> {
     }
 
     /// Does what a guest's configuration says for its end.
-    pub fn end(&self, ended: &Ended) -> Outcome {
+    ///
+    /// `dumped` is called when its memory has been dumped, if it was to be, which may take minutes.
+    pub fn end(&self, ended: &Ended, dumped: impl FnOnce()) -> Outcome {
         let domains = match self.toolstack().domains() {
             Ok(domains) => domains,
             Err(error) => return Outcome::Stays(error.to_string()),
@@ -95,6 +97,7 @@ impl Worker<'_> {
         let Some(action) = policy::action(&ended.config, ended.reason) else { return Outcome::Over };
         if action.dump {
             self.dump(ended, domain.memory_kib);
+            dumped();
         }
         let how = match action.fate {
             Fate::Preserve => return self.keep(ended),

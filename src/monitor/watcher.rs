@@ -64,6 +64,7 @@ pub fn monitor(watcher: &Watcher<'_>, ready: impl FnOnce()) -> Result<(), String
             next: VecDeque::new(),
             later: Vec::new(),
             at_work: 0,
+            dumping: 0,
             failures: HashMap::new(),
             clients: HashMap::new(),
             holders: HashMap::new(),
@@ -116,6 +117,8 @@ fn take_lock(watcher: &Watcher<'_>) -> Result<Lock, lock::Error> {
 enum News {
     Event(Result<Event, Error>),
     Heard(Heard),
+    /// A guest's memory has been dumped, or could not be.
+    Dumped,
     /// Something that was done has come to its end.
     Done(Job, Outcome),
     /// The program is asked to end.
@@ -158,6 +161,14 @@ impl Job {
             Job::Restart(restart) => &restart.name,
         }
     }
+
+    /// Returns whether the guest's memory is dumped first.
+    fn dumps(&self) -> bool {
+        match self {
+            Job::End(ended) => policy::action(&ended.config, ended.reason).is_some_and(|action| action.dump),
+            Job::Restart(_) => false,
+        }
+    }
 }
 
 /// A guest that is watched.
@@ -182,7 +193,10 @@ struct Guests<'a, 'scope, 'env> {
     next: VecDeque<Job>,
     /// What is to be done at its time.
     later: Vec<(Instant, Job)>,
+    /// Number of guests that something is done with, but for those whose memory is dumped first.
     at_work: usize,
+    /// Number of guests whose memory is dumped. That may take minutes, in which nothing else becomes of them.
+    dumping: usize,
     /// How often something has failed for a guest in a row.
     failures: HashMap<Key, usize>,
     clients: HashMap<u64, UnixStream>,
@@ -313,6 +327,7 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
                 Ok(News::Event(Ok(event))) => self.see(event),
                 Ok(News::Event(Err(error))) => return Err(error.to_string()),
                 Ok(News::Heard(heard)) => self.hear(heard),
+                Ok(News::Dumped) => self.dumped(),
                 Ok(News::Done(job, outcome)) => self.done(job, outcome),
                 Ok(News::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -322,8 +337,9 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
 
     /// Waits for what is being done: it ends early, and is gone on with by the next monitor.
     fn finish(&mut self, news: &Receiver<News>) {
-        while self.at_work > 0 {
+        while self.at_work + self.dumping > 0 {
             match news.recv() {
+                Ok(News::Dumped) => self.dumped(),
                 Ok(News::Done(job, outcome)) => {
                     self.at_work -= 1;
                     if let Outcome::Failed(_, why) = outcome {
@@ -383,15 +399,25 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
         while self.at_work < AT_ONCE {
             let Some(job) = self.next.pop_front() else { return };
             let (worker, sender, kept) = (self.worker, self.sender.clone(), job.clone());
+            let dumps = job.dumps();
             let work = move || {
+                let mut left = dumps.then(|| sender.clone());
+                // The loop waits for all that are at work.
+                let mut dumped = || {
+                    if let Some(sender) = left.take() {
+                        let _ = sender.send(News::Dumped);
+                    }
+                };
                 let outcome = match &job {
-                    Job::End(ended) => worker.end(ended),
+                    Job::End(ended) => worker.end(ended, &mut dumped),
                     Job::Restart(restart) => worker.go_on((**restart).clone()),
                 };
-                // The loop waits for all that are at work.
+                // It may have been gone before it could be dumped.
+                dumped();
                 let _ = sender.send(News::Done(job, outcome));
             };
             match thread::Builder::new().name("guest".to_owned()).spawn_scoped(self.scope, work) {
+                Ok(_) if dumps => self.dumping += 1,
                 Ok(_) => self.at_work += 1,
                 Err(error) => {
                     self.warn(&format!("{}: no thread for it: {error}", kept.name()));
@@ -486,6 +512,11 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
         } else {
             self.next.push_back(job);
         }
+    }
+
+    fn dumped(&mut self) {
+        self.dumping -= 1;
+        self.at_work += 1;
     }
 
     /// What was to be done has been done, or has failed.
@@ -600,7 +631,8 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
         }
     }
 
-    /// Tells those who wait for it that nothing is being done.
+    /// Tells those who wait for it that nothing is being done. A guest whose memory is dumped is there until then, and not
+    /// waited for.
     fn answer_settlers(&mut self) {
         if self.settlers.is_empty() || self.at_work > 0 || !(self.next.is_empty() || self.is_held()) {
             return;
@@ -622,7 +654,7 @@ impl<'a: 'scope, 'scope> Guests<'a, 'scope, '_> {
 
     /// Tells those who hold, when nothing is being done any more.
     fn answer_holders(&mut self) {
-        if self.at_work > 0 {
+        if self.at_work + self.dumping > 0 {
             return;
         }
         let guests = self.guests();

@@ -718,6 +718,35 @@ fn a_dump_needs_room_and_its_failure_keeps_nothing_down() {
 }
 
 #[test]
+fn a_dump_that_takes_long_keeps_nobody_waiting() {
+    let dom0 = Dom0::new("XENDOMAINS_RESTART_SOON=0\n");
+    dom0.auto("large", "on_crash = \"coredump-restart\"");
+    dom0.auto("web", "");
+    let monitor = dom0.monitor();
+    dom0.succeeds(&["start"]);
+    let (large, web) = (dom0.domid("large"), dom0.domid("web"));
+    dom0.control.script(json!([
+        {"call": "libxl_domain_core_dump", "stall_ms": 8000},
+        {"call": "libxl_domain_create_new", "forks": true},
+    ]));
+    dom0.does("large", "crash");
+    dom0.control.wait(|state| {
+        state["calls"].as_array().into_iter().flatten().any(|call| call["call"] == "libxl_domain_core_dump")
+    });
+    let begun = Instant::now();
+    // One restarted by the process that dumps, one started by another.
+    dom0.does("web", "reboot");
+    dom0.wait_for_another("web", web);
+    dom0.auto("db", "");
+    let start = dom0.run(&["start"]);
+    assert!(start.said.contains("db: started") && start.said.contains("(large) is in the way"), "{}", start.said);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}: {}", begun.elapsed(), start.said);
+    dom0.wait_for_another("large", large);
+    monitor.said.wait_for("its memory is in", 1);
+    dom0.expect_sound();
+}
+
+#[test]
 fn twenty_guests_that_reboot_together_all_come_back() {
     let dom0 = Dom0::new("");
     let names: Vec<_> = (1..=20).map(|n| format!("g{n}")).collect();

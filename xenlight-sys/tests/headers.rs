@@ -115,7 +115,7 @@ fn stand_in(dir: &Path) -> Theirs {
     fs::write(dir.join("libxl.h"), [head, types, opaque, &layouts, functions, tail].concat()).unwrap();
     let utility = [head, ours.text("xenlutil/types.h"), ours.text("xenlutil/functions.h"), tail].concat();
     fs::write(dir.join("libxlutil.h"), utility).unwrap();
-    for header in ["libxl_event.h", "libxl_utils.h", "xentoollog.h"] {
+    for header in ["libxl_event.h", "libxl_utils.h", "xenctrl.h", "xentoollog.h"] {
         fs::write(dir.join(header), "#include <libxl.h>\n").unwrap();
     }
     Theirs { release: Release::new(4, 17), dir: dir.to_path_buf() }

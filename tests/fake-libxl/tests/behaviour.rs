@@ -389,6 +389,8 @@ fn events_come_as_in_libxl() {
     looped.go_round();
     // The first generator looks at once; a later one doesn't.
     fake.control.guest(json!({"domain": "a", "does": "poweroff"}));
+    // What has happened before the generator was there has woken the loop by now.
+    looped.go_round();
     let first = enable(1, 100);
     // Who waits already is not told that there is more to wait for.
     no_event(&events, 50);

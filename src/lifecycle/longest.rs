@@ -23,6 +23,9 @@ const BEYOND: Duration = Duration::from_secs(120);
 /// The same over a command: it puts right what it was doing, the guest may still suspend, and another one resumes it.
 const BEYOND_OVER_COMMAND: Duration = Duration::from_secs(330);
 
+/// The time after which systemd forces a shutdown, unless it is told otherwise.
+const USUAL_LIMIT: Duration = Duration::from_secs(30 * 60);
+
 /// What a shutdown needs besides the guests.
 const REST_OF_SHUTDOWN: Duration = Duration::from_secs(60);
 
@@ -119,7 +122,6 @@ pub(super) fn warn_of_long_stop(
     over_command: bool,
     report: &Reporter,
 ) {
-    let Some(forced) = systemd::shutdown_limit(host) else { return };
     let selected = !settings.auto_only.value;
     guests.extend((0..others).map(|_| Member { wish: PerGuest::default(), obstacle: None, selected }));
     let placed = |guest: Member| {
@@ -128,9 +130,12 @@ pub(super) fn warn_of_long_stop(
     };
     let levels: Vec<_> = levels(guests.into_iter().map(placed)).into_iter().map(|level| level.guests).collect();
     let longest = longest_stop(settings, &levels, over_command);
-    if longest.is_some_and(|longest| longest + REST_OF_SHUTDOWN <= forced) {
+    let fits_into = |limit: Duration| longest.is_some_and(|longest| longest + REST_OF_SHUTDOWN <= limit);
+    // systemd is only asked, which takes a process, if its usual limit is too short.
+    if fits_into(USUAL_LIMIT) {
         return;
     }
+    let Some(forced) = systemd::shutdown_limit(host).filter(|forced| !fits_into(*forced)) else { return };
     let takes = longest.map_or("has no limit".to_owned(), |longest| format!("can take {}", duration(longest)));
     let fits = forced.saturating_sub(PATIENCE + REST_OF_SHUTDOWN).as_secs();
     let wait = longest.map_or("infinity".to_owned(), |longest| (longest + REST_OF_SHUTDOWN).as_secs().to_string());

@@ -258,9 +258,9 @@ fn xl(workspace: &Path) -> Result<Count> {
     counted(&mut Command::new(test_program(workspace, "xl-differential")?))
 }
 
-/// Each parser for half a minute.
+/// Each parser for twenty seconds.
 fn fuzz(workspace: &Path) -> Result<Count> {
-    let (passed, failed) = crate::fuzz::run(workspace, 30, None)?;
+    let (passed, failed) = crate::fuzz::run(workspace, 20, None)?;
     Ok(Count { passed, failed })
 }
 

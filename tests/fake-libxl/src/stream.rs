@@ -177,10 +177,10 @@ fn suspend_guest(ctx: &Ctx, domid: u32, cancel: &Cancel) -> Result<(), Stop> {
     let Some(domain) = world(|w| w.domains.get(&domid).cloned()) else {
         return Err(Stop::Guest(error::FAIL, "domain is gone"));
     };
-    let set_request = |request: Option<&str>| {
+    let set_request = |asked| {
         world(|w| {
             if let Some(domain) = w.domains.get_mut(&domid).filter(|domain| domain.shutdown.is_none()) {
-                domain.request = request.map(str::to_owned);
+                domain.asked_to_suspend = asked;
             }
         });
     };
@@ -192,7 +192,7 @@ fn suspend_guest(ctx: &Ctx, domid: u32, cancel: &Cancel) -> Result<(), Stop> {
     let obeys = domain.guest.suspend != "ignore" && !domain.paused;
     let time = if obeys { domain.guest.suspend_ms } else { domain.guest.timeout_ms };
     let asked = Instant::now();
-    set_request(Some("suspend"));
+    set_request(true);
     if cancel.wait(Some(Duration::from_millis(time))) {
         if obeys && domain.guest.suspend == "ok" {
             // The request is not taken back: the guest does what it was asked for.
@@ -203,7 +203,7 @@ fn suspend_guest(ctx: &Ctx, domid: u32, cancel: &Cancel) -> Result<(), Stop> {
     }
     if !obeys {
         // This is what takes it back.
-        set_request(None);
+        set_request(false);
         return Err(Stop::Guest(error::GUEST_TIMEDOUT, "guest didn't acknowledge suspend"));
     }
     if domain.guest.suspend == "crash" {

@@ -84,8 +84,10 @@ pub struct Domain {
     pub vcpus: u32,
     pub paused: bool,
     pub shutdown: Option<i32>,
-    /// A request to shut down, reboot or suspend that the guest has not cleared.
+    /// A shutdown or reboot request that the guest has not cleared.
     pub request: Option<String>,
+    /// Whether there is a request to suspend that the guest has not obeyed.
+    pub asked_to_suspend: bool,
     pub dying: bool,
     pub never_stop: bool,
     /// The domain whose device model this is.
@@ -121,6 +123,7 @@ impl Default for Domain {
             paused: false,
             shutdown: None,
             request: None,
+            asked_to_suspend: false,
             dying: false,
             never_stop: false,
             stubdom_of: None,
@@ -411,13 +414,14 @@ impl World {
         }
         domain.shutdown = Some(why);
         domain.request = None;
+        domain.asked_to_suspend = false;
         self.releases += 1;
         true
     }
 
     /// A guest obeys a request to suspend itself, if there still is one.
     pub fn suspend(&mut self, domid: u32) -> bool {
-        let asked = self.domains.get(&domid).is_some_and(|domain| domain.request.as_deref() == Some("suspend"));
+        let asked = self.domains.get(&domid).is_some_and(|domain| domain.asked_to_suspend);
         asked && self.shut(domid, reason::SUSPEND)
     }
 

@@ -217,6 +217,8 @@ fn a_guest_that_may_run_elsewhere_is_left_alone(bench: &Bench<'_>) -> Result<()>
     // It does run there, and the admin does what the message says.
     expect_arrived(north, "alpha", bench.ticks("alpha")?)?;
     bench.ok("xl destroy 1")?;
+    // start asks north, which can answer again.
+    north.ok("rm /usr/local/sbin/xl")?;
     expect(&bench.xendomains("start", 0)?, &["alpha: was migrated to north and is not started here"])?;
     bench.expect_guests(&[])
 }

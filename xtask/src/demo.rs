@@ -63,7 +63,7 @@ fn install(host: &Host, program: &Path) -> Result<()> {
     host.push(program, "/usr/sbin/xendomains", Some(0o755))?;
     host.write(
         "/etc/default/xendomains",
-        b"XENDOMAINS_SAVE=/var/lib/xen/save\nXENDOMAINS_AUTO=/etc/xen/auto\nXENDOMAINS_CREATE_USLEEP=0\n",
+        b"# What is commented out here is the default.\nXENDOMAINS_CREATE_USLEEP=0\nXENDOMAINS_STOP_TIMEOUT=1500\n",
         0o644,
     )?;
     host.run("mkdir -p /etc/xen/auto")?.check()?;

@@ -243,7 +243,7 @@ impl Host {
         processes.filter_map(name).collect()
     }
 
-    /// Whether a process is there that may be building a domain at this moment: an `xl` that has not become the one that
+    /// Returns whether a process is there that may be building a domain at this moment: an `xl` that has not become the one that
     /// watches its guest, or a daemon of libvirt's that builds guests whenever it is asked to.
     pub fn may_be_building(&self) -> bool {
         let processes = std::fs::read_dir(&self.processes).into_iter().flatten().filter_map(Result::ok);

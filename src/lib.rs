@@ -43,7 +43,7 @@ use toolstack::choose::may_come;
 
 const NO_TOOLSTACK: &str = "no usable toolstack";
 
-/// How often a start tries to reach Xen while the host boots, and how long it waits each time. Nobody tells when xenstored
+/// Number of times that a start tries to reach Xen while the host boots, and the wait between them. Nobody tells when xenstored
 /// is there: it may be a process of dom0 or a domain of its own.
 const XEN_TRIES: u32 = 60;
 const XEN_PAUSE: Duration = Duration::from_secs(1);

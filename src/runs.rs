@@ -1,4 +1,4 @@
-//! What is remembered of guests over boots, in a file for each: as which domain it was last seen running, and which image of
+//! Memory of guests over boots, in a file for each: as which domain it was last seen running, and which image of
 //! it a start has passed over.
 //!
 //! The disks do not always show that a guest has run since it was saved. So whoever of us sees a guest running says so here:
@@ -30,7 +30,7 @@ const SUFFIX: &str = ".guest";
 /// The file whose time says when a start has passed over all images.
 const SKIPPED: &str = "start-skipped";
 
-/// What was written so lately is not written again for the same run of a guest: each time costs a write to the disk. A clock
+/// Time in which nothing is written again for the same run of a guest: each time costs a write to the disk. A clock
 /// that was wrong is noticed by then.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -60,7 +60,7 @@ struct Run {
 pub struct Runs(PathBuf);
 
 impl Runs {
-    /// What is remembered of this host's guests.
+    /// Opens the memory of this host's guests.
     pub fn of(host: &Host) -> Runs {
         Runs(host.state_dir.join("guests"))
     }
@@ -71,7 +71,7 @@ impl Runs {
         self.0.join(name)
     }
 
-    /// What is known of a guest. A file that can't be read is nothing that could be known; the disks are then all there is.
+    /// Returns what is known of a guest. A file that can't be read is nothing that could be known; the disks are then all there is.
     fn known(&self, guest: &str) -> Known {
         let text = fs::read(self.path(guest)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
@@ -104,7 +104,7 @@ impl Runs {
         self.write(&guest.name, known)
     }
 
-    /// Whether an image was passed over whose guest has not been seen since.
+    /// Returns whether an image was passed over whose guest has not been seen since.
     pub fn is_any_passed_over(&self) -> bool {
         let files = fs::read_dir(&self.0).into_iter().flatten().filter_map(Result::ok);
         files
@@ -175,7 +175,7 @@ impl Runs {
         durable::replace(&self.0.join(SKIPPED), b"")
     }
 
-    /// Has the images that were there when guests were not started count as passed over.
+    /// Makes the images that were there when guests were not started count as passed over.
     pub fn take_skipped(&self, images: &[Image]) -> io::Result<()> {
         let Some(skipped) = self.skipped() else { return Ok(()) };
         for image in images.iter().filter(|image| image.mtime <= skipped) {

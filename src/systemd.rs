@@ -48,7 +48,7 @@ pub fn displaced_by(host: &Host) -> Option<String> {
     started.into_iter().find(|unit| conflicts.contains(unit)).map(str::to_owned)
 }
 
-/// Has systemd stop the guests at shutdown though our unit is not active any more: a unit that does nothing else is
+/// Makes systemd stop the guests at shutdown though our unit is not active any more: a unit that does nothing else is
 /// started, and is stopped before everything that ours is stopped before.
 pub fn stop_at_shutdown(host: &Host, program: &Path) -> Result<(), String> {
     let Some(unit) = host.stopped_unit.as_deref() else { return Ok(()) };

@@ -280,7 +280,7 @@ impl Image {
         })
     }
 
-    /// What it is known by under any name.
+    /// Marks by which an image is known under any name.
     pub fn id(&self) -> ImageId {
         ImageId::of(self)
     }
@@ -303,7 +303,7 @@ impl Image {
         file.write()
     }
 
-    /// Whether it is another image of the same guest, perhaps under another name. Two names with one UUID and no disk in
+    /// Returns whether the other is an image of the same guest, perhaps under another name. Two names with one UUID and no disk in
     /// common that is written to are two guests: somebody has copied a guest's file.
     pub fn is_of_same_guest(&self, other: &Image) -> bool {
         let disks = |image: &Image| disks::written_to(&image.config);

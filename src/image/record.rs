@@ -103,7 +103,7 @@ pub(super) struct Details {
     pub(super) disks: Vec<Disk>,
 }
 
-/// What an image is known by under any name: its size and its time.
+/// Marks by which an image is known under any name: its size and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ImageId {
     size: u64,

@@ -35,7 +35,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether the disks are certainly, or possibly, not as they were.
+    /// Returns whether the disks are certainly, or possibly, not as they were.
     pub(super) fn is_against_it(&self) -> bool {
         matches!(self, Verdict::Stale(_) | Verdict::OtherDisk(_))
     }

@@ -13,7 +13,7 @@ pub fn skip(host: &Host, report: &Reporter) {
     }
 }
 
-/// Has the next start restore the images of these guests, whatever was seen of them and of their disks.
+/// Makes the next start restore the images of these guests, whatever was seen of them and of their disks.
 pub fn accept(settings: &Settings, host: &Host, guests: &[String], report: &Reporter) {
     let Some(directory) = settings.save.value.as_deref() else {
         return report.error("SAVE is empty: there are no images");

@@ -26,16 +26,16 @@ const BEYOND_OVER_COMMAND: Duration = Duration::from_secs(330);
 /// The time after which systemd forces a shutdown, unless it is told otherwise.
 const USUAL_LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// What a shutdown needs besides the guests.
+/// Time that a shutdown needs besides the guests.
 const REST_OF_SHUTDOWN: Duration = Duration::from_secs(60);
 
 /// A guest that runs, as far as it matters here.
 pub(super) struct Member {
-    /// What its file asks for.
+    /// Wishes of its file.
     pub(super) wish: PerGuest,
     /// Why it can't be saved.
     pub(super) obstacle: Option<&'static str>,
-    /// Whether it is stopped by the chain, or only by SHUTDOWN_ALL.
+    /// Set if it is stopped by the chain, and not only by SHUTDOWN_ALL.
     pub(super) selected: bool,
 }
 

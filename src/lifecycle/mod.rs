@@ -101,12 +101,12 @@ impl Copied {
         self.0.contains(&uuid)
     }
 
-    /// What an image's guest is known by.
+    /// Returns the identity of an image's guest.
     fn image(&self, image: &Image) -> Identity {
         self.identity(Identity::of_image(image))
     }
 
-    /// What the guest of a file is known by.
+    /// Returns the identity of the guest of a file.
     fn config(&self, guest: &GuestConfig) -> Identity {
         self.identity(Identity::of_config(guest))
     }
@@ -116,7 +116,7 @@ impl Copied {
     }
 }
 
-/// What a guest is known by. One whose file leaves the UUID to the toolstack, or whose UUID is another guest's too, is known
+/// Marks by which a guest is known. One whose file leaves the UUID to the toolstack, or whose UUID is another guest's too, is known
 /// by its name alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
@@ -183,7 +183,7 @@ fn cant_remember(error: &io::Error, report: &Reporter) {
     report.warn(&format!("that a guest runs can't be remembered: {error}"));
 }
 
-/// Whether an image may be restored, by what was seen of its guest and by its guest's disks.
+/// Judges whether an image may be restored, by what was seen of its guest and by its guest's disks.
 fn judged(image: &Image, host: &Host) -> Verdict {
     Runs::of(host).has_run_since(image).map_or_else(|| image.verdict(), Verdict::Stale)
 }

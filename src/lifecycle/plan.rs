@@ -43,7 +43,7 @@ pub struct Plan {
 struct Level {
     /// The number that its guests' files give; null for the guests without one, which start last and stop first.
     order: Option<i32>,
-    /// Whether others get their disks or networks from its guests, which therefore start first and stop last.
+    /// Set if others get their disks or networks from its guests, which therefore start first and stop last.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     driver_domains: bool,
     guests: Vec<Guest>,

@@ -79,7 +79,7 @@ fn read_note(path: &Path) -> (Option<u64>, Vec<Domid>) {
     (image, lines.filter_map(|line| line.parse().ok()).collect())
 }
 
-/// Whether the domain has this UUID and has not run yet. What is kept of an earlier life of the guest has its UUID too.
+/// Returns whether the domain has this UUID and has not run yet. What is kept of an earlier life of the guest has its UUID too.
 fn is_half_built(domain: &Domain, uuid: Uuid) -> bool {
     domain.domid != 0 && domain.uuid == uuid && domain.has_never_run() && !domain.is_half_of_a_migration()
 }

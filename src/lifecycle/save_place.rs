@@ -17,7 +17,7 @@ use crate::image::SaveDirectory;
 use crate::report::Reporter;
 use crate::systemd;
 
-/// What is remembered.
+/// Place of the SAVE directory, as it is remembered.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Place {
     directory: PathBuf,
@@ -99,7 +99,7 @@ fn mount_point(path: &Path) -> io::Result<PathBuf> {
     Ok(place)
 }
 
-/// Whether another file system begins here than that of the directory above.
+/// Returns whether another file system begins here than that of the directory above.
 fn is_mount_point(path: &Path) -> bool {
     let Some(parent) = path.parent() else { return true };
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();

@@ -42,7 +42,7 @@ const CREATION_KIB: u64 = 96 * 1024;
 /// How often a start that failed for a reason that may pass is tried again.
 const RETRIES: u32 = 4;
 
-/// How long such a reason is given to pass for the first time; each time after that it is twice as long.
+/// Time that such a reason is given to pass for the first time; each time after that it is twice as long.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Starts guests. What runs already is left alone, and a guest whose image is there but could not be restored is not
@@ -151,7 +151,7 @@ pub(super) struct Job {
     unwanted: Option<Image>,
     /// A file that is probably its image and can't be read.
     unreadable: Option<PathBuf>,
-    /// How often it was tried.
+    /// Number of times that it was tried.
     tries: u32,
 }
 
@@ -179,7 +179,7 @@ impl Job {
         Job { identity, image: None, config: Some(config), unwanted: None, unreadable: None, tries: 0 }
     }
 
-    /// How it is started.
+    /// Returns the action that starts it.
     fn action(&self) -> Action {
         if self.image.is_some() { Action::Restore } else { Action::Create }
     }
@@ -378,7 +378,7 @@ impl<'a> Start<'a> {
         jobs
     }
 
-    /// Whether the domain is what is left of a guest that has ended, is of no use to anybody, and has no owner who would
+    /// Returns whether the domain is what is left of a guest that has ended, is of no use to anybody, and has no owner who would
     /// remove it. It is then removed.
     fn is_cleared_away(&self, domain: &Domain) -> bool {
         let Run { host, toolstack, report, .. } = *self.run;
@@ -609,7 +609,7 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Has a guest tried again after the others, if its failure may pass and it was not tried too often. Gives it back
+    /// Puts a guest off until after the others, if its failure may pass and it was not tried too often. Gives it back
     /// otherwise, with the reason.
     fn put_off(&self, job: Job, failure: Failure) -> Option<(Job, String)> {
         let Failure { reason, may_pass } = failure;

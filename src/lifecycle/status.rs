@@ -62,7 +62,7 @@ pub(super) struct Guest {
     image_bytes: Option<u64>,
     /// How long ago it was written; null when that is in the future.
     image_age_seconds: Option<u64>,
-    /// What start would do with it: `restore`, `set aside` because it is stale or its guest runs, or `keep` because a disk is
+    /// Fate of it at the next start: `restore`, `set aside` because it is stale or its guest runs, or `keep` because a disk is
     /// not there or a domain is in the way.
     image_fate: Option<&'static str>,
     /// Why it would not be restored, or what of it can't be looked at.
@@ -347,7 +347,7 @@ const RESTARTING: &str = "restarting";
 const HEAD: [&str; 10] =
     ["NAME", "ID", "STATE", "MEMORY", "VCPUS", "UPTIME", "AUTO", "WATCHED BY", "RESTARTS", "IMAGE"];
 
-/// What start would do with an image, and why or in spite of what.
+/// Fate of an image at the next start, and why or in spite of what.
 pub(super) fn fate(
     image: &Image,
     host: &Host,

@@ -814,7 +814,7 @@ impl<'a> Stop<'a> {
     }
 }
 
-/// Whether stop may act on a domain. One that has never run is not a guest yet.
+/// Returns whether stop may act on a domain. One that has never run is not a guest yet.
 fn is_to_be_stopped(domain: &Domain) -> bool {
     domain.is_manageable() && !domain.has_never_run()
 }

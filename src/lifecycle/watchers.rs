@@ -63,7 +63,7 @@ pub(super) fn add(
     }
 }
 
-/// Whether nobody is left who would do with a guest that has ended what its configuration says: no monitor watches it, no
+/// Returns whether nobody is left who would do with a guest that has ended what its configuration says: no monitor watches it, no
 /// xl of its own, no libvirt, and it is not one that was kept on purpose.
 pub(super) fn is_ownerless(domain: &Domain, host: &Host, toolstack: &dyn Toolstack, report: &Reporter) -> bool {
     let by_name = |name: &String| host.watched_by_xl().contains(name);

@@ -83,7 +83,7 @@ pub fn is_libvirts(domid: Domid, monitoring: &dyn Monitoring) -> Result<bool, Er
     Ok(monitoring.userdata(domid, LIBVIRT_ID)?.is_some())
 }
 
-/// Whether a domain that has never run is not complete and whoever was building it is gone: libxl writes down the
+/// Returns whether a domain that has never run is not complete and whoever was building it is gone: libxl writes down the
 /// configuration of a domain when it has built it.
 pub fn is_abandoned(domid: Domid, monitoring: &dyn Monitoring, host: &Host) -> bool {
     matches!(monitoring.kept_configuration(domid), Ok(None)) && !host.may_be_building()

@@ -61,7 +61,7 @@ pub fn action(config: &Value, reason: ShutdownReason) -> Option<Action> {
     Some(Action { dump, fate })
 }
 
-/// Whether what is left of a guest that ended for this reason is of no use to anybody, by its configuration: it is neither
+/// Returns whether what is left of a guest that ended for this reason is of no use to anybody, by its configuration: it is neither
 /// to be kept nor to be dumped.
 pub fn nobody_misses_it(config: &Value, reason: ShutdownReason) -> bool {
     let is_useless = |action: Action| !action.dump && matches!(action.fate, Fate::Destroy | Fate::Restart);

@@ -27,7 +27,7 @@ use crate::toolstack::{Change, Domid, Ejected, Error, Event, Monitoring, Shutdow
 /// What the lock is for.
 const WORK: &str = "monitor";
 
-/// How often guests are looked at while it matters which of them run.
+/// Time between two looks at all guests while it matters which of them run.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Guests that something is done with at once.
@@ -131,7 +131,7 @@ impl From<Heard> for News {
     }
 }
 
-/// What a guest is known by, its UUID and name: a copied guest has the same UUID.
+/// UUID and name, by which a guest is known: a copied guest has the same UUID.
 type Key = (Uuid, String);
 
 /// Something to be done with a guest.
@@ -206,7 +206,7 @@ struct Guests<'a, 'scope, 'env> {
     settlers: HashSet<u64>,
     /// When all guests were looked at, ours and others.
     looked: Option<Instant>,
-    /// Whether an image waits that is out of date once its guest runs.
+    /// Set if an image waits that is out of date once its guest runs.
     image_waits: bool,
 }
 

@@ -122,10 +122,10 @@ impl Action {
     }
 }
 
-/// How long the last lines are waited for in the end, if nobody takes them.
+/// Time that the last lines are waited for in the end, if nobody takes them.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
-/// How long whoever wants the JSON of start or stop may take to read it.
+/// Time that the reader of the JSON of start or stop has.
 const DOCUMENT: Duration = Duration::from_secs(60);
 
 /// Writes the lines, and counts.

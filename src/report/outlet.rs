@@ -1,4 +1,4 @@
-//! What is on its way out: a queue, and a thread that writes it.
+//! Output that is on its way: a queue, and a thread that writes it.
 //!
 //! A console that was stopped by Ctrl-S, or a pipe that nobody reads, blocks who writes to it for as long as it likes. That
 //! must not be those who stop guests, nor those who watch over their limits. They put their lines into a queue; the order
@@ -53,7 +53,7 @@ struct State {
     written: u64,
     /// Lines that were left out.
     lost: usize,
-    /// So much was written when the last wait for the end was given up.
+    /// Number of items that were written when the last wait for the end was given up.
     stuck_at: Option<u64>,
     is_closed: bool,
 }
@@ -73,7 +73,7 @@ impl Outlet {
         Outlet(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// Has an item written to the place of this number. Does not wait for that.
+    /// Queues an item for the place of this number.
     pub(super) fn push(&self, place: usize, item: Item) {
         let mut state = self.0.lock();
         if state.waiting.len() >= LIMIT && !matches!(item, Item::Answer(..)) {
@@ -94,7 +94,7 @@ impl Outlet {
         self.0.changed.notify_all();
     }
 
-    /// Has an answer written; what is returned gets how it went.
+    /// Queues an answer; the returned channel gets how its writing went.
     pub(super) fn answer(&self, place: usize, bytes: Vec<u8>) -> Receiver<io::Result<()>> {
         let (done, is_done) = channel();
         self.push(place, Item::Answer(bytes, done));
@@ -120,7 +120,7 @@ impl Outlet {
         true
     }
 
-    /// Whether whoever reads does not keep up.
+    /// Returns whether the reader does not keep up.
     pub(super) fn is_behind(&self) -> bool {
         self.0.lock().waiting.len() > BEHIND
     }

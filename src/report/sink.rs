@@ -62,7 +62,7 @@ pub(super) struct Sink {
     syslog: Option<Outlet>,
 }
 
-/// What an outlet writes to.
+/// Place that an outlet writes to.
 struct Stream {
     stream: Box<dyn Write + Send>,
     place: Place,
@@ -104,13 +104,13 @@ impl Sink {
         )
     }
 
-    /// Has one line written in one piece.
+    /// Queues one line, which is written in one piece.
     pub(super) fn line(&self, level: Level, text: &str) {
         self.outlet.push(self.number, Item::Line(level, text.to_owned()));
         self.log(level, text);
     }
 
-    /// Has a line written that is only to be found in the log of the system: the stream is kept for something else.
+    /// Queues a line that is only to be found in the log of the system: the stream is kept for something else.
     pub(super) fn log(&self, level: Level, text: &str) {
         if let Some(syslog) = &self.syslog {
             syslog.push(0, Item::Line(level, text.to_owned()));
@@ -126,12 +126,12 @@ impl Sink {
         }
     }
 
-    /// Has bytes written as they are, which may be left out.
+    /// Queues bytes that are written as they are, and may be left out.
     pub(super) fn bytes(&self, bytes: Vec<u8>) {
         self.outlet.push(self.number, Item::Bytes(bytes));
     }
 
-    /// Whether whoever reads the stream does not keep up.
+    /// Returns whether the reader of the stream does not keep up.
     pub(super) fn is_behind(&self) -> bool {
         self.outlet.is_behind()
     }

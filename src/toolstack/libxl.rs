@@ -61,14 +61,14 @@ pub struct Libxl {
     memory: Option<Memory>,
 }
 
-/// What libxl says of a domain, in every release so far, when it has just been made and nothing is in it yet.
+/// Words of libxl about a domain, in every release so far, when it has just been made and nothing is in it yet.
 const IS_MADE: &str = "running bootloader";
 
 /// Listens to libxl's log.
 struct Log {
     /// Whether it is written to standard error as it comes.
     verbose: bool,
-    /// Who wants to know which domain is being built, of a context that builds one.
+    /// Listener for the number of the domain that is being built, of a context that builds one.
     made: Option<Made>,
 }
 

@@ -102,12 +102,12 @@ impl Domain {
             && !self.is_half_of_a_migration()
     }
 
-    /// Whether its name says that a migration is moving it here or away.
+    /// Returns whether its name says that a migration is moving it here or away.
     pub fn is_half_of_a_migration(&self) -> bool {
         self.name.as_deref().is_some_and(|name| name.ends_with("--incoming") || name.ends_with(AWAY))
     }
 
-    /// Whether it has not been let run since it was made: somebody is still building it, or has left it paused. There is
+    /// Returns whether it has not been let run since it was made: somebody is still building it, or has left it paused. There is
     /// nothing in it that could be lost. The hypervisor makes every domain paused and counts each moment for which a
     /// virtual CPU of it has run; xl shows tenths of a second.
     pub fn has_never_run(&self) -> bool {
@@ -138,13 +138,13 @@ impl Error {
     }
 }
 
-/// What libxl says when it did not want to wait any longer: for xenconsoled, a device model, a backend (10 to 60 seconds)
+/// Words of libxl when it did not want to wait any longer: for xenconsoled, a device model, a backend (10 to 60 seconds)
 /// or a script of a disk or network card (40 seconds), to which a host with much to do may not get. The code of a creation
 /// that fails of that is the one of all other failures.
 const OUT_OF_TIME: [&str; 5] =
     ["timed out", "because of timeout", "rc=-9", "did not start: -9", "unable to add device with path"];
 
-/// How libxl names the script of a disk or network card that has failed: with its action and its process.
+/// Name that libxl gives the script of a disk or network card that has failed: with its action and its process.
 const SCRIPTS: [&str; 2] = [" add [", " online ["];
 
 /// Tells from a line of libxl's log whether a failure may pass: libxl ran out of time, or a script has failed, which may

@@ -8,7 +8,7 @@ use xenlight_sys::libxl as sys;
 use crate::error::Cause;
 use crate::sync::lock;
 
-/// Who takes care of SIGCHLD and of the processes that libxl starts.
+/// Choice of who takes care of SIGCHLD and of the processes that libxl starts.
 ///
 /// The choice concerns the whole process, so it has no default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

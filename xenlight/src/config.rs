@@ -141,7 +141,7 @@ impl RawConfig {
         }
     }
 
-    /// Has libxl read a configuration, if it does not end the process on it.
+    /// Makes libxl read a configuration, if it does not end the process on it.
     fn parse(user: &User, json: &Value) -> Result<Self> {
         fatal::check(json, user.release()).map_err(|why| bad(&why))?;
         let text = json.to_string();

@@ -98,7 +98,7 @@ impl Shared {
         self.thread_id.get() == Some(&std::thread::current().id())
     }
 
-    /// Has the event thread give up a generator, wherever this is called.
+    /// Makes the event thread give up a generator, wherever this is called.
     pub(crate) fn give_up(&self, generator: Generator) {
         lock(&self.given_up).push(generator);
         self.wake_pump();

@@ -533,7 +533,7 @@ impl Context {
     /// Restarts a guest in place, with its memory kept, after it has shut down for [`ShutdownReason::SoftReset`]. It is
     /// left paused.
     ///
-    /// It happens on a thread and with a context of its own, so nothing else waits for it. libxl limits its steps: 60 s for a
+    /// The reset happens on a thread and with a context of its own, so nothing else waits for it. libxl limits its steps: 60 s for a
     /// device model that does not come up, 10 s for each device.
     ///
     /// # Errors

@@ -331,7 +331,7 @@ fn generate_ejects(shared: &Shared, domid: Domid, vdev: &str, number: u64) -> Re
     Ok(Generator::Eject(generator))
 }
 
-/// Has libxl give up a generator.
+/// Makes libxl give up a generator.
 ///
 /// # Safety
 /// The generator is of this context, and nobody else uses it.

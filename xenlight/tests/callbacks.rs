@@ -18,7 +18,7 @@ use xenlight::{Cause, Context, DomainEvents, LogRecord, LogSink, Operation, Save
 /// Longest time for what another thread does at once.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What a sink tries when it sees a certain line.
+/// Attempt that a sink makes when it sees a certain line.
 type Attempt = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// A sink that tries something and says what came of it.

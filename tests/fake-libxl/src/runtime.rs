@@ -188,7 +188,7 @@ pub fn state() -> Value {
 // ---------------------------------------------------------------------------------------------------------------
 // The locks.
 
-/// What libxencall has for the buffers of all contexts of a process: a lock that each hypercall takes for a moment.
+/// Lock of libxencall for the buffers of all contexts of a process, which each hypercall takes for a moment.
 static BUFFERS: Mutex<()> = Mutex::new(());
 
 /// Takes the lock of a hypercall. For ever, in a child that was forked while another thread had it.
@@ -501,7 +501,7 @@ impl Drop for Held {
 thread_local! {
     /// Whether this thread is inside a hook of the caller's event loop.
     static IN_HOOK: Cell<bool> = const { Cell::new(false) };
-    /// Whether this thread is inside the caller's logger.
+    /// Set while this thread is inside the caller's logger.
     static IN_LOGGER: Cell<bool> = const { Cell::new(false) };
     /// Whether this thread is one that the fake made.
     static OURS: Cell<bool> = const { Cell::new(false) };

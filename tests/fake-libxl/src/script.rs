@@ -85,14 +85,14 @@ pub struct Rule {
     pub twice: bool,
     #[serde(default)]
     pub stall_ms: u64,
-    /// How long each hypercall of a stalled call holds what is locked for it.
+    /// Time that each hypercall of a stalled call holds its lock, ms.
     #[serde(default)]
     pub hypercall_ms: Option<u64>,
     #[serde(default)]
     pub partial_bytes: Option<u64>,
     #[serde(default)]
     pub payload_bytes: Option<u64>,
-    /// How long each chunk of a stream takes.
+    /// Time that each chunk of a stream takes, ms.
     #[serde(default)]
     pub chunk_ms: u64,
     #[serde(default)]

@@ -86,7 +86,7 @@ pub struct Domain {
     pub shutdown: Option<i32>,
     /// A shutdown or reboot request that the guest has not cleared.
     pub request: Option<String>,
-    /// Whether there is a request to suspend that the guest has not obeyed.
+    /// Set if there is a request to suspend that the guest has not obeyed.
     pub asked_to_suspend: bool,
     pub dying: bool,
     pub never_stop: bool,

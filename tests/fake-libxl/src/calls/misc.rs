@@ -99,7 +99,7 @@ pub extern "C" fn libxl_childproc_setmode(ctx: *mut c_void, hooks: *const ChildH
     inner.child_hooks = (!hooks.is_null()).then_some((hooks as usize, user as usize));
 }
 
-/// Whether libxl could install its handler. The fake does not.
+/// Returns whether libxl could install its handler. The fake does not.
 fn sigchld_is_free() -> bool {
     // SAFETY: all-zero is a valid value of this structure, in which the present action is put.
     let action = unsafe {
